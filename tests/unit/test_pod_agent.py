@@ -541,7 +541,7 @@ def test_waiting_ends_with_the_policy_or_in_time(
     until(pod_agent.agent_runs)
     assert woken.wait(60)
     over.set()
-    units.agent_name(units.KUBERNETES)
+    units.wake_agent(units.KUBERNETES)
     listens.join(60)
     assert not pod_agent.agent_runs() and Path(paths.run_dir()).exists()
 

@@ -209,7 +209,7 @@ class ActivationClaims:
             if not held:
                 reason = f"another host has taken {name} over while it started"
                 raise Conflict(reason, "niso ps --all-hosts shows where it is")
-        units.agent_name()
+        units.wake_agent()
 
 
 def prepare(
@@ -313,7 +313,7 @@ def report_changes(
         report(_caution(error))
     finally:
         engine.close()
-    units.agent_name()
+    units.wake_agent()
 
 
 def report_leaving(machine: Machine, instances: Iterable[str], end: float, report: Report) -> None:
@@ -338,7 +338,7 @@ def report_leaving(machine: Machine, instances: Iterable[str], end: float, repor
             held = claims.held(name)
             for network in held.networks if held is not None else ():
                 since[network] = max(since.get(network, 0), held.revision if held else 0)
-        units.agent_name()
+        units.wake_agent()
         own = joined.host
         while late := [h for on, at in since.items() for h in membership.unseen(on, at, own)]:
             if time.monotonic() >= end:

@@ -320,7 +320,7 @@ def restore(machine: Machine, report: Report) -> Membership:
             made = own_claims.restore(store, membership, host, own.encryption)
             if own.etcd.own:
                 _tend_certificates(machine, own, membership)
-        units.agent_name()
+        units.wake_agent()
     return membership_of(own, made.identity, _count(own) if own.etcd.own else 0)
 
 

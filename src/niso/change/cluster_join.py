@@ -31,7 +31,7 @@ from niso.cluster.invitation import Invitation
 from niso.cluster.key_values import Cluster, HostEntry, require_family
 from niso.cluster.membership import ClusterKeys
 from niso.runtime.machine import Machine
-from niso.runtime.units import WANTED_BY, ChangingUnit, agent, agent_name, refuse_foreign, unit_file
+from niso.runtime.units import WANTED_BY, ChangingUnit, agent, refuse_foreign, unit_file, wake_agent
 
 LOCK = "niso.cluster"
 LOCK_S = 60.0
@@ -441,7 +441,7 @@ def leave(machine: Machine, force: bool, report: Report) -> Config:
             mirror.drop_network(store, machine.kernel, name, report)
         with Lock(), store.transaction():
             store.across.set_cluster("")
-        agent_name()
+        wake_agent()
         clear(machine, report)
     return own
 

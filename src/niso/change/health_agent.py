@@ -314,7 +314,7 @@ def move(
         with change(machine.kernel, store, concerned(store, [instance.front]), silent):
             store.instances.set_state([service], after)
     if store.cluster_id():
-        systemd.agent_name()  # the cluster's agent publishes the change
+        systemd.wake_agent()  # the cluster's agent publishes the change
     return True
 
 
@@ -359,7 +359,7 @@ def restarted(machine: Machine, service: str) -> None:
 
 def runs() -> bool:
     """Wake the health agent, and return whether it is running."""
-    return systemd.agent_name(systemd.HEALTH)
+    return systemd.wake_agent(systemd.HEALTH)
 
 
 def is_needed(machine: Machine) -> bool:

@@ -239,7 +239,7 @@ def create(
     if not dry_run:
         from niso.runtime import units
 
-        units.agent_name()
+        units.wake_agent()
     return network
 
 

@@ -407,7 +407,7 @@ def _delete(call: Call) -> None:
     if "kubernetes" in call.config:
         from niso.runtime import units
 
-        units.agent_name(units.KUBERNETES)
+        units.wake_agent(units.KUBERNETES)
 
 
 def _gc(call: Call) -> None:

@@ -258,7 +258,7 @@ type PodId = tuple[str, str, str]
 
 def agent_runs() -> bool:
     """Wake the agent. Return False if no agent is running."""
-    return systemd.agent_name(KUBERNETES)
+    return systemd.wake_agent(KUBERNETES)
 
 
 def closed(request: Request, pod: PodId) -> Request:

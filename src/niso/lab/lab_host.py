@@ -190,8 +190,9 @@ def _cover(source: int, path: str) -> None:
 def _cover_parts(path: str, mounted: Collection[str]) -> None:
     """Cover each entry of a folder, in a user namespace.
 
-    There, an overlay cannot have a lower folder with mount points of the machine: it would reveal
-    what they hide (clone_private_mount, fs/namespace.c). Such a folder is built from its parts.
+    There, the lower folder of an overlay cannot contain mount points of the machine, because the
+    overlay would reveal what they hide (clone_private_mount, fs/namespace.c). A folder with mount
+    points is therefore built from its entries.
     """
     try:
         entries = list(os.scandir(path))
@@ -265,8 +266,8 @@ def _build_dev(mounted: Iterable[str], unprivileged: bool) -> None:
     """Show the machine's devices in /dev. New files and sockets next to them stay in the lab.
 
     ``mounted`` are the mount points in /dev. Shared memory and message queues are the lab's own.
-    In a user namespace, an overlay's devices cannot be opened: those that the user may open are
-    mounted one by one.
+    In a user namespace, devices in an overlay cannot be opened. Devices that the user may open are
+    therefore mounted one by one.
     """
     if unprivileged:
         _show_devices()

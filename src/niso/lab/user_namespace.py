@@ -95,7 +95,10 @@ def enter() -> None:
 
 
 def _write_maps(pid: int, maps: dict[str, Map]) -> str:
-    """Map the ids of the namespace of ``pid``. Return "", or why the ids cannot be mapped."""
+    """Write the id maps of the user namespace of ``pid`` (/proc/PID/uid_map and gid_map).
+
+    Return "", or the reason why this failed. Needs CAP_SETUID and CAP_SETGID.
+    """
     for kind, lines in maps.items():
         try:
             with open(f"/proc/{pid}/{kind}_map", "w", encoding="ascii") as file:
@@ -106,7 +109,9 @@ def _write_maps(pid: int, maps: dict[str, Map]) -> str:
 
 
 def _run_newuidmap(pid: int, maps: dict[str, Map]) -> str:
-    """Do the same as `_write_maps` for a user without capabilities."""
+    """Write the id maps as `_write_maps` does, by newuidmap(1) and newgidmap(1), which need no
+    capabilities. Return "", or the reason why this failed.
+    """
     for kind, lines in maps.items():
         numbers = [str(number) for line in lines for number in line]
         command = [f"new{kind}map", str(pid), *numbers]
@@ -127,8 +132,9 @@ def _map_of(kind: str, is_root: bool) -> Map:
 
 
 def _spread(ranges: Iterable[tuple[int, int]]) -> Map:
-    """Map the ids of the system's users, nobody and services to ranges of (first id, number).
+    """Return the lines of an id map for the system's users, nobody and the services of a lab.
 
+    ``ranges`` are the ids outside the user namespace that the map may use, as (first id, number).
     Raises Error if there are too few ids.
     """
     left = [(first, count) for first, count in ranges if count]
@@ -214,7 +220,7 @@ def _forbidden(number: int) -> Error:
 
 
 def why_no_mount(kind: str, number: int) -> str | None:
-    """Return the hint for a mount that the kernel refuses inside a user namespace.
+    """Return the hint for a mount that the kernel refuses inside a user namespace, or None.
 
     ``kind`` is the type of the file system, and ``number`` is the errno of mount(2).
     """

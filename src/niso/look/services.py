@@ -670,9 +670,9 @@ def unwatched(store: Store) -> list[str]:
     if not lost:
         return []
 
-    from niso.runtime.units import HEALTH, agent_name
+    from niso.runtime.units import HEALTH, wake_agent
 
-    return [] if agent_name(HEALTH) else lost
+    return [] if wake_agent(HEALTH) else lost
 
 
 def unwatched_words(services: Sequence[str]) -> tuple[str, str]:

@@ -1,10 +1,10 @@
 """Compute the desired state of the kernel from the store, and compare it with the actual state.
 
-A `Snapshot` contains the rows of the store that one command needs: those of one service, of one
-network, or all. `desired` computes a `State` for the same services and networks. `findings` returns
-the problems that `niso net check` reports: the differences between the desired and the actual
-State, except differences that are only a consequence of another one. All functions are pure: they
-use neither I/O nor the clock.
+A `Snapshot` contains the rows of the store that one command needs: the rows of one service, of one
+network, or of all. `desired` computes a `State` for the same services and networks. `findings`
+returns the problems that `niso net check` reports: the differences between the desired and the
+actual State, except differences that only follow from another one. All functions are pure: they use
+neither I/O nor the clock.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ def desired(snapshot: Snapshot) -> State:
 
 
 def _shared(snapshot: Snapshot) -> Iterator[KernelObject]:
-    """Yield nftables tables, host sysctls, elements of policies, and the WireGuard interface."""
+    """Yield the objects that no single service or network needs alone: nftables tables, elements of
+    policies, host sysctls and the WireGuard interface.
+    """
     if snapshot.any_network:
         yield Ruleset(ruleset.DIGEST)
         yield from owner(snapshot.state_id)
@@ -279,9 +281,10 @@ def _front(
 
 
 def shut(before: Mapping[str, str], forwards: bool, forwards6: bool) -> frozenset[int]:
-    """Return the IP versions (4, 6) that the host did not forward before niso enabled this.
+    """Return the IP versions (4, 6) that the host forwards only because niso enabled forwarding.
+
     ``before`` maps host sysctls to their values before niso changed them. ``forwards`` and
-    ``forwards6`` say whether these changes are still in effect (`SnapshotRows.host_forwards`).
+    ``forwards6`` say whether niso now makes the host forward (`SnapshotRows.host_forwards`).
     """
     four = forwards and before.get(FORWARDING) == "0"
     six = forwards6 and any(

@@ -36,8 +36,8 @@ _NAT64 = ("64:ff9b::/96", "64:ff9b:1::/48")
 
 
 class DnsAnswer(NamedTuple):
-    """The answer to a DNS query for a name and one IP version. ``silent`` means that no server
-    answered.
+    """The answer to a DNS query for a name and one IP version. ``problem`` is a message for the
+    user, or "". ``silent`` means that no server answered.
     """
 
     family: int
@@ -83,7 +83,7 @@ def after(before: Outside, heard: Iterable[DnsAnswer], forbids: Forbids, now: fl
 
 
 def barred(before: Outside, forbids: Forbids, now: float) -> Outside:
-    """Set the state of addresses that are now forbidden to PAST, and return the new record."""
+    """Return the record ``before`` with the state PAST for addresses that are now forbidden."""
     in_use = before.in_state(NOW, FORMER)
     gone = {address: reason for address in in_use if (reason := forbids(address))}
     if not gone:

@@ -1,4 +1,4 @@
-"""Compute the elements of nftables sets and maps for services and networks. Pure.
+"""Compute the elements of nftables sets and maps for services and networks, without I/O.
 
 The elements are for published ports, allowed source addresses, service addresses and bridges.
 `niso.kernel.ruleset` defines the purpose of each set and map. `niso.plan.policy_elements` computes
@@ -37,9 +37,11 @@ def closed(family: int) -> Element:
 
 
 def links_before(family: int, links: Iterable[tuple[int, str]]) -> Iterator[Element]:
-    """Yield the elements by which links (index, name) that existed when niso turned forwarding on
-    stay closed, unlike later ones. A link is known by its name after it was deleted and created
-    again, and by its index after it was renamed.
+    """Yield the elements that list the host's interfaces (index, name) from before niso enabled
+    forwarding. The rules do not forward other programs' packets between these interfaces.
+
+    An interface is listed by its index, in case it is renamed, and by its name, in case it is
+    deleted and created again.
     """
     version = f"ipv{family}"
     yield Element(INET, "later", (version,))
@@ -54,9 +56,11 @@ _SHORT = {"force_forwarding": "force"}  # an interface name has at most 15 chara
 
 
 def before(sysctl: str, value: str) -> list[Element]:
-    """Return the nftables element that records a host sysctl's value from before niso changed it.
-    `niso reset` restores this value if there is no store. The list is empty if nft
-    cannot express the name of the sysctl's network interface.
+    """Return the nftables element that records a host sysctl's value from before niso changed it,
+    as a list. `niso reset` restores this value if there is no store.
+
+    The list is empty if an element cannot hold the sysctl, for example because nft cannot express
+    the name of its network interface.
     """
     match sysctl.split("/"):
         case ["net", "ipv4", "ip_forward" as what]:
@@ -110,15 +114,15 @@ def network(
 
 
 def wire(port: int) -> Element:
-    """Return the nftables element for a UDP port on which this host receives VXLAN packets. The
-    rules check packets to this port.
+    """Return the nftables element that makes the rules check packets to ``port``, a UDP port on
+    which this host receives VXLAN packets.
     """
     return Element(INET, "wire", (port,))
 
 
 def sealed(port: int) -> Element:
-    """Return the nftables element for a UDP port of an encrypted network. The rules drop VXLAN
-    packets to this port that do not arrive through WireGuard.
+    """Return the nftables element that makes the rules drop packets to ``port``, a VXLAN port of an
+    encrypted cluster, unless they arrive through WireGuard.
     """
     return Element(INET, "sealed", (port,))
 

@@ -170,9 +170,9 @@ def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
 
 
 def heard(policed: Policed, elements: Iterable[Element]) -> Iterator[Element]:
-    """Yield the elements of the bridge table by which a service's ingress policy applies to the
-    multicasts and broadcasts that it would receive. ``elements`` are those of `elements`. A policy
-    applies to these packets during its audit period, too.
+    """Yield the elements of the bridge table that apply a service's ingress policy to multicast and
+    broadcast packets. ``elements`` is the result of `elements` for the policy. During its audit
+    period, a policy still denies these packets.
     """
     ports = dict(policed.hears)
     for element in elements if ports else ():
@@ -198,9 +198,9 @@ def gate(service: str, ingress: bool, own: str) -> Element:
 
 
 def cost(policy: Policy, most: int) -> int:
-    """Estimate how many elements a policy needs for an IPv4 and an IPv6 address. Each name in the
-    policy counts as one address. If the number exceeds ``most``, any number above ``most`` is
-    returned.
+    """Estimate how many elements a policy needs for a service with an IPv4 and an IPv6 address.
+    Each name in the policy counts as one address of each version. Counting stops above ``most``, so
+    a larger result only means "more than ``most``".
     """
     names = sorted({e.peer.name for e in policy.entries() if e.peer.kind == "service"})
     members = [
@@ -312,8 +312,8 @@ def _directions(policed: Policed, own: str) -> list[_Direction]:
 
 class _Entries:
     """The entries of one direction of a policy, indexed by peer. An entry is identified by its
-    position in ``all``. ``most`` limits the work of all calls together. Each comparison of an entry
-    with a peer counts as one. A method raises OverflowError if the limit is exceeded.
+    position in ``all``. ``most`` is the maximum number of comparisons of an entry with a peer, or
+    None. When all methods together exceed it, they raise OverflowError.
     """
 
     def __init__(self, direction: _Direction, meaning: _Meaning, most: int | None = None) -> None:
@@ -524,7 +524,9 @@ _Runs = tuple[tuple[int, int, Decision], ...]
 
 
 class _Table(NamedTuple):
-    """The decisions for one peer, by protocol and port."""
+    """The decisions (accept or deny, manifest entry) of a policy for one peer, by protocol and
+    port.
+    """
 
     base: Decision  # the decision on protocols that no entry names
     icmp: Decision

@@ -58,7 +58,9 @@ class NetworkRecord(NamedTuple):
 
 
 class PortMapping(NamedTuple):
-    """A published port: a port of the host for a port of a service, or ``count`` such ports."""
+    """A published port or range: ``count`` ports of the host from ``host_port`` on, which lead to
+    as many ports of a service from ``container_port`` on.
+    """
 
     host_ip: str  # one address, or ANY, ANY4, ANY6
     host_port: int
@@ -324,10 +326,10 @@ class PlannedService(NamedTuple):
 class Snapshot(NamedTuple):
     """The rows of the store that are needed to plan a change.
 
-    ``networks`` contains all networks of ``services``. A hosts file is identified by a list of
-    networks: those of the services that read it, in order. ``readers`` has these lists for all
-    hosts files that list one of ``services``. ``fresh`` has the lists of new hosts files. A new
-    hosts file is planned completely: ``neighbours`` and ``listed`` are the services in it.
+    ``networks`` contains all networks of ``services``. A hosts file is identified by the ordered
+    list of networks of the services that read it. ``readers`` has these lists for all hosts files
+    that list one of ``services``. ``fresh`` has the lists of new hosts files. A new hosts file is
+    planned completely: ``neighbours`` and ``listed`` are the services in it.
     """
 
     state_id: str
@@ -385,8 +387,8 @@ def first_free(subnet: Subnet, gateway: int, used: Iterable[int]) -> int | None:
 
 
 def refusal(subnet: Subnet, gateway: int, number: int) -> str | None:
-    """Return why no service can have an address of a subnet, or None if one can. ``number`` is the
-    number of the address in the subnet.
+    """Return why no service can have an address of a subnet, or None if a service can have it.
+    ``number`` is the number of the address in the subnet.
     """
     if number == 0:
         return "it is the address of the network itself"
@@ -435,8 +437,8 @@ class Outside(NamedTuple):
         )
 
     def is_due(self, forbids: Forbids, now: float) -> bool:
-        """Return whether the name should be resolved again. This is so if its next query is due, if
-        the clock was set back, or if one of its allowed addresses has become forbidden.
+        """Return whether the name should be resolved again: if its next query is due, if the clock
+        was set back, or if one of its allowed addresses has become forbidden.
         """
         barred = any(forbids(address) for address in self.in_state(NOW, FORMER))
         return barred or not self.asked_at <= now < self.due_at

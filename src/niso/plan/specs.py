@@ -1,4 +1,4 @@
-"""Define `ServiceSpec`, what a manifest declares, and `ProcessSpec`, what a process needs.
+"""Define `ServiceSpec`, a parsed manifest, and `ProcessSpec`, the values to start a process.
 
 A ServiceSpec consists of a `NetworkSpec` and a `ProgramSpec` for the service's process. An
 attachment is a service whose process niso does not run; it has no ProgramSpec. `niso.manifest`

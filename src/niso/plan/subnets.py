@@ -1,4 +1,4 @@
-"""Find free addresses and prefixes for networks, and check subnets that a user requests. Pure.
+"""Find free prefixes for networks, and check subnets that a user requests, without I/O.
 
 `niso.store.service_rows.lease` chooses the address that is reserved for a service. An address is
 represented by its number within its subnet (0 is the network address), so that IPv4 and IPv6 use

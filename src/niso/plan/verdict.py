@@ -1,4 +1,4 @@
-"""Decide whether a packet passes, and name the manifest line or the default that decides. Pure.
+"""Decide whether a packet passes, and name the manifest entry or the default that decides.
 
 Three checks must pass: the path (docs/design/packet.md), the egress policy of the sending service,
 and the ingress policy of the receiving service. The rules in the kernel are derived from the same
@@ -54,7 +54,8 @@ class Reason(NamedTuple):
 
 class Verdict(NamedTuple):
     """The verdict on a packet. The packet passes if ``path``, ``egress`` and ``ingress`` all pass.
-    If the packet is sent to a published port, ``destination`` and ``port`` are those after DNAT.
+    If the packet is sent to a published port, ``destination`` and ``port`` are the values after
+    DNAT.
     """
 
     passes: bool
@@ -91,12 +92,12 @@ def decide(
     proto: str,
     own_port: int | None = None,
 ) -> Verdict:
-    """Return the verdict on a packet. Its addresses, port and protocol are those before any NAT.
+    """Return the verdict on a packet, given its addresses, port and protocol before any NAT.
 
-    ``destination`` and ``port`` may be those of a published port. ``proto`` is tcp, udp, sctp, or a
-    protocol without ports; icmp means ICMP of both IP versions. A broadcast or multicast packet is
-    evaluated for all services that could receive it, and passes if one of them receives it. The
-    host receives no such packet of a service. ``own_port`` is the source port. For a service
+    ``destination`` and ``port`` may be a published port. ``proto`` is tcp, udp, sctp, or a protocol
+    without ports; icmp means ICMP of both IP versions. A broadcast or multicast packet is evaluated
+    for all services that could receive it, and passes if one of them receives it. The host receives
+    no broadcast or multicast packet from a service. ``own_port`` is the source port. For a service
     address, it decides which instance gets the packet. If it is None, any instance may get the
     packet. Raises ValueError for an invalid address, and for a port that does not fit the protocol.
     """
@@ -288,8 +289,10 @@ def _among_all(
 
 
 def _said(known: KnownService, reason: Reason) -> Reason:
-    """Return the result of a service's policy, adjusted for its audit period. A service of another
-    host has its policy enforced on that host; here the policy is a published copy.
+    """Return ``reason``, the result of a service's policy, adjusted for its audit period and host.
+
+    During its audit period, a policy lets pass what it would deny. For a service of another host,
+    the message says that this host decides, by the policy that it has published.
     """
     if known.host and not known.heard:
         return Reason(True, f"{known.host} decides: the policy of {known.name} is not known here")
@@ -553,7 +556,9 @@ def _outwards(context: PolicyContext, packet: _Packet) -> Reason:
 
 
 def _later_link(context: PolicyContext, address: Address) -> str:
-    """Return the link to an address if niso's rules do not restrict the link, or else ""."""
+    """Return the host's interface that leads to an address, if it was created after niso enabled
+    forwarding, otherwise "". niso's rules do not restrict forwarding through such an interface.
+    """
     routes = [prefix for prefix in context.routes if within(address, prefix)]
     return context.routes[max(routes, key=_prefix_length)] if routes else ""
 

@@ -110,7 +110,9 @@ def _attributes(member: tarfile.TarInfo) -> list[tuple[str, str]]:
 
 
 def _remove_inherited(fd: int, acl: str) -> None:
-    """Remove the access control list that a new file has inherited from its folder."""
+    """Remove the access control list that a new file has inherited from its folder. ``acl`` is the
+    name of the extended attribute, for access or default. A missing attribute is not an error.
+    """
     try:
         os.removexattr(fd, acl)
     except OSError as error:
@@ -185,7 +187,9 @@ class ArchiveWriter:
         self._sums.add(member, None)
 
     def add_tree(self, name: str, top: str, but: str = "") -> None:
-        """Add a folder and its content, except its file ``but``. Raises OSError."""
+        """Add a folder and its content, except the file at the relative path ``but``. Raises
+        OSError.
+        """
         self._linked.clear()
         self._add(name, os.lstat(top), -1, top)
         for path, folder, info in volumes.walk(top):
@@ -491,12 +495,16 @@ class _Place:
         self._files = disk.f_favail if disk.f_files else sys.maxsize  # Btrfs has no limit
 
     def take_file(self) -> None:
-        """Reserve the disk space of an empty file. Raises Error if no space is left."""
+        """Count the inode and disk space of a file that is about to be created. Raises Error if the
+        disk does not have them.
+        """
         self._files -= 1
         self.take(512)
 
     def take(self, size: int) -> None:
-        """Reserve ``size`` bytes of disk space. Raises Error if not enough space is left."""
+        """Count ``size`` bytes that are about to be written. Raises Error if the disk would then
+        have less than the reserve.
+        """
         self._left -= size
         if self._left < 0 or self._files < 0:
             reason = f"needs more space than {self._top} has"

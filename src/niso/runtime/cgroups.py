@@ -81,7 +81,7 @@ def _sum[N: (int, float)](one: N | None, other: N | None) -> N | None:
 
 
 def counting_roots() -> list[str]:
-    """Return the mount points of the hierarchies that count something of a `Usage`."""
+    """Return the mount points of the hierarchies from which a field of `Usage` can be read."""
     return [
         root for root in roots() if not _UNCOUNTED.issuperset(os.path.basename(root).split(","))
     ]
@@ -148,7 +148,9 @@ def _table(path: str) -> dict[str, int]:
 
 
 def limits(spec: ProcessSpec) -> dict[str, dict[str, int]]:
-    """Return the limits of a service by controller (OCI, config-linux.md, Control groups)."""
+    """Return the limits of a service as the object ``resources`` of its OCI configuration:
+    {controller: {setting: value}} (config-linux.md, Control groups).
+    """
     resources: dict[str, dict[str, int]] = {}
     if spec.memory_max is not None:
         # "swap" limits memory plus swap: no swap is allowed, which would only delay the OOM kill.
@@ -386,7 +388,9 @@ def keep_in(root: str, pid: int, path: str) -> None:
 
 
 def release(pids: Iterable[int], path: str) -> None:
-    """Move conmons from the cgroup `KEEPERS`, next to ``path``, to the root cgroup."""
+    """Move conmons from `KEEPERS` to the root cgroup, so that the cgroups of niso can be removed.
+    ``path`` is the cgroup of a service, next to `KEEPERS`. Other processes are not moved.
+    """
     for root in roots():
         kept = pids_in(f"{root}{os.path.dirname(path)}/{KEEPERS}")
         for pid in set(pids) & set(kept):

@@ -137,7 +137,7 @@ def plain_message(output: bytes) -> str:
 
 
 def read_all(fd: int, most: int = 1 << 16) -> bytes:
-    """Read a descriptor to its end and close it. Return at most the first ``most`` bytes."""
+    """Read a descriptor to its end, close it, and return the first ``most`` bytes."""
     kept = b""
     try:
         while chunk := os.read(fd, 4096):

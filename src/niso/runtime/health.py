@@ -31,7 +31,7 @@ from niso.plan.records import Healthcheck
 from niso.runtime import crun, event_log
 from niso.runtime.crun import read_json
 from niso.runtime.status import describe_exit, forget_health
-from niso.runtime.units import HEALTH, agent_name
+from niso.runtime.units import HEALTH, wake_agent
 
 if TYPE_CHECKING:
     from typing import Any
@@ -186,7 +186,7 @@ def ask(units: Units, state_id: str, targets: Sequence[HealthTarget]) -> None:
             os.utime(path)
     except OSError:  # the run folder cannot be written: the last results are shown with their age
         return
-    if any(map(_is_due, targets)) and not agent_name(HEALTH):
+    if any(map(_is_due, targets)) and not wake_agent(HEALTH):
         with suppress(Error, OSError):  # health is only shown; the caller answers without it
             units.start_health(state_id)
 

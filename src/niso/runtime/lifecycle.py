@@ -74,11 +74,12 @@ def require_room() -> None:
 
 
 def begin(spec: ProcessSpec) -> launch.Launch:
-    """Create the container of a service with crun. The caller must call `finish`, or `close` of the
-    result, to give up the start; `stop` then kills its processes.
+    """Begin the start of a service: create its container with crun, without starting the process.
 
-    First remove what an earlier activation has left. Raises `ProcessError` with the message of
-    crun. After an error, only the log is left, but no process, cgroup, mount or other file.
+    The caller must call `finish` with the result. To give up the start, it must instead call
+    `Launch.close` and then `stop`. What an earlier activation has left is removed first. Raises
+    `ProcessError` with the message of crun. After an error, the service has no process, cgroup,
+    mount or file except its log.
     """
     # "starting" does not block: this niso has the lock, so only a niso that died can have left it
     if status.read(spec.service).state in ("running", "restarting"):
@@ -93,8 +94,8 @@ def begin(spec: ProcessSpec) -> launch.Launch:
 
 
 def finish(begun: launch.Launch) -> int:
-    """Start the created container, and return the pid of its PID 1 on the host. After an error, the
-    same is left as after one of `begin`.
+    """Start the process of the container that `begin` has created. Return the pid of the service's
+    PID 1 on the host. After an error, everything except the log is removed, as by `begin`.
     """
     with _whole(begun.service):
         pid = begun.finish()
@@ -169,7 +170,10 @@ def stop(service: str, timeout_s: float | None = None) -> None:
 
 
 def stop_all(services: Iterable[str]) -> dict[str, Error]:
-    """Kill services at once, with a single crun process. Return the errors by service."""
+    """Kill services with SIGKILL and remove their runtime files. Return the errors by service.
+
+    A single crun process deletes all containers.
+    """
     errors: dict[str, Error] = {}
 
     def attempt(names: Iterable[str], do: Callable[[str], bool]) -> list[str]:

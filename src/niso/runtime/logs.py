@@ -95,7 +95,9 @@ def read(
 def records(
     service: str, last: int | None, follow: bool, since: float | None
 ) -> Iterator[Record | None]:
-    """Yield the records that `read` formats. With ``follow``, None separates old from new ones."""
+    """Yield the records that `read` formats. With ``follow``, None comes after the records that
+    existed at the time of the call.
+    """
     files = _open_files(f"{paths.log_dir(service)}/{LOG_NAME}")
     try:
         start, offset = (0, 0) if last is None else _tail(files, last)
@@ -334,8 +336,8 @@ def read_joint(
 ) -> Iterator[tuple[str, bytes]]:
     """Yield pairs (service, line) from the logs of several services, in the order of time.
 
-    The parameters are those of `read`. ``last`` applies to each service. With ``follow``, new lines
-    are yielded as they arrive, until all log folders are removed.
+    The parameters have the same meaning as in `read`; ``last`` applies to each service. With
+    ``follow``, new lines are yielded as they arrive, until all log folders are removed.
     """
     if follow:
         lines = _followed(services, last, since)

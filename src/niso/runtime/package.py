@@ -184,8 +184,8 @@ def is_copied(
 def keep_manifest(copy: str, spec: ServiceSpec, internal: Iterable[str] = ()) -> None:
     """Write the active manifest into a package copy, unless the copy already has it.
 
-    ``internal`` are those networks of the service that are internal. A comment in the manifest
-    lists them, because a network that an activation creates is not internal. Raises Error.
+    ``internal`` are the service's internal networks. A comment in the manifest lists them, because
+    a network that an activation creates is not internal. Raises Error.
     """
     path = os.path.join(copy, MANIFEST)
     try:
@@ -467,7 +467,7 @@ def _send(writer: int, reader: int, start: int, end: int) -> None:
 
 
 def _data(reader: int, info: os.stat_result) -> Iterator[tuple[int, int]]:
-    """Yield the ranges (start, end) of an open file that contain data (lseek(2)), not holes."""
+    """Yield the ranges (start, end) of an open file that are not holes (lseek(2), SEEK_DATA)."""
     size = info.st_size
     if info.st_blocks * 512 >= size:
         yield 0, size

@@ -63,7 +63,9 @@ class Processes:
     status = staticmethod(status.read)  # last, because it hides the module
 
     def exit_code(self, service: str) -> int | None:
-        """Return the exit status of the last run. Wait up to 1 s until it is recorded."""
+        """Return the exit status of the last run. Wait up to 1 s until it is recorded. Returns None
+        if it is not recorded by then.
+        """
         deadline = time.monotonic() + _EXIT_CODE_S
         while True:
             record = crun.read_state(service) or {"run": 0}
@@ -75,7 +77,7 @@ class Processes:
             time.sleep(0.01)
 
     def last_lines(self, service: str, count: int) -> list[str]:
-        """Return up to ``count`` last lines that the present run has written to the log."""
+        """Return the last lines, at most ``count``, that the present run has written to the log."""
         launched_at = (crun.read_state(service) or {}).get("launched_at", 0.0)
         lines = []
         for line in logs.read(service, count, timestamps=True):

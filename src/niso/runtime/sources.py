@@ -59,7 +59,7 @@ def is_shared(volume: MountedVolume) -> bool:
 def recorded(spec: ProcessSpec) -> ProcessSpec:
     """Return a ProcessSpec with the identities (device, inode, digest) of the service's files.
 
-    Symbolic links in a host volume's path are resolved now, and never again.
+    Symbolic links in a host volume's path are resolved by this call; starts do not follow links.
     """
     boot = paths.boot_id()
     if spec.rootfs is not None and spec.rootfs_identity is None:
@@ -170,8 +170,8 @@ def problems(spec: ProcessSpec) -> Iterator[Error]:
 def replaced_files(spec: ProcessSpec) -> Iterator[MountedVolume]:
     """Yield each volume that is a single file and was replaced since the service started.
 
-    The running service still sees the former file: an editor or another tool may write a new file
-    and rename it, while a mount shows the old one.
+    The running service still sees the former file, because a bind mount shows an inode: many
+    editors write a new file and rename it to the old name.
     """
     single = [v for v in spec.volumes if is_shared(v) and v.identity and not v.identity.inode]
     pid = status.read(spec.service).pid if single else None
@@ -205,11 +205,11 @@ def open_all(
     """Open the verified files of a service as detached mounts: the package copy, the rootfs, host
     volumes and the network namespace. Read its secrets.
 
-    Returns the spec with paths through the descriptors, which are valid in this process only, the
-    descriptors by mount point in the bundle, and the content of the secrets by name. ``held``
-    closes the descriptors; mounts that were created from them continue to exist. Raises
-    ProcessError if a path refers to another file than at the activation, and OSError if the network
-    namespace does not exist.
+    Returns (spec, descriptors, secrets). The spec has paths through the descriptors, which are
+    valid only in this process. The descriptors are mapped from their mount points in the bundle,
+    the contents of secrets from their names. ``held`` closes the descriptors; mounts that were
+    created from them continue to exist. Raises ProcessError if a path refers to another file than
+    at the activation, and OSError if the network namespace does not exist.
     """
     trees: dict[str, int] = {}
     secrets: dict[str, bytes] = {}
@@ -337,7 +337,7 @@ def changeable(path: str, trusted: set[int], by_new_names: bool = False) -> str 
 def _identity(fd: int, boot: str) -> Identity:
     """Return the identity of an open file: device and inode number, and the id of the boot.
 
-    Except for a folder, both numbers are 0, because an edit may replace a file.
+    For anything but a folder, both numbers are 0, because an edit may replace a file.
     """
     info = os.fstat(fd)
     if not stat.S_ISDIR(info.st_mode):

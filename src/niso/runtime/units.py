@@ -578,8 +578,10 @@ def _path(name: str) -> str:
     return os.path.join(paths.run_dir(), f"{name}.wake")
 
 
-def agent_name(name: str = AGENT) -> bool:
-    """Wake an agent of this host. Return whether the agent is running."""
+def wake_agent(name: str = AGENT) -> bool:
+    """Wake the agent called ``name`` on this host: the cluster's agent, or `HEALTH` or
+    `KUBERNETES`. Returns without waiting. The result says whether the agent is running.
+    """
     try:
         fd = os.open(_path(name), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:  # no pipe, or no process reads it
@@ -623,7 +625,7 @@ def listen(name: str, woken: Callable[[], object], over: threading.Event) -> Non
 
 
 class Following(NamedTuple):
-    """The functions of an agent of this host.
+    """Two functions of an agent: its main loop, and the function that ends the loop.
 
     ``run`` returns after a call of ``stop``, which a signal handler may call.
     """
@@ -633,9 +635,10 @@ class Following(NamedTuple):
 
 
 def alone(lock: str, held: Conflict, work: Callable[[], None]) -> None:
-    """Run an agent's main function ``work``, unless the agent already runs on this host.
+    """Run an agent's main function ``work`` while having the lock called ``lock``, so that each
+    agent runs only once on a host. Notify systemd that the agent is ready.
 
-    ``lock`` is the name of the agent's lock. If another process has the lock, raises ``held``.
+    Raises ``held`` if another process has the lock.
     """
     with contextlib.ExitStack() as locks:
         try:
