@@ -59,14 +59,14 @@ def cluster(found: Found, drawn: set[str]) -> list[str]:
     line(text, row("command until known"), " ms", beside)
     for words in ("comes", "goes"):
         sizes = sorted(found.rows(f"apply: one {words}"), key=lambda each: each.at)
-        for each, aim in zip(sizes, ("≤ 10 ms", "≤ 1.5 times that"), strict=False):
+        for each, aim in zip(sizes, ("≤ 10 ms", "≤ 1.5 times the time with 1,000"), strict=False):
             spent = found.row(f"apply, processor time: one {words}", each.who, each.wanted)
             look = found.row(f"look: one {words}", each.who, each.wanted)
             beside = f"processor time {number(median(spent))} ms" if spent else ""
             beside += f"; including reading from etcd {number(median(look))} ms" if look else ""
             if each is not sizes[0]:
                 beside += f"; ratio {times(ratio(each, sizes[0]))}"
-            text = f"one service {VERBS[words]} with {each.at:,} services on other hosts, database rows and kernel objects"
+            text = f"one service {VERBS[words]}, with {each.at:,} services on other hosts: time for database rows and kernel objects"
             line(text, each, " ms", beside, aim)
     for each in sorted(found.rows("whole look, processor time"), key=lambda each: each.at):
         line(
@@ -105,10 +105,10 @@ def cluster(found: Found, drawn: set[str]) -> list[str]:
         *lines,
         "",
         prose(
-            "Three labs on one virtual link act as hosts. On each lab run a member of etcd, with its data on tmpfs, and an agent, which use TLS."
+            "Three labs on one virtual link act as hosts. Each lab runs a member of etcd, with its data on tmpfs, and an agent. They use TLS."
             " The targets for traffic are 0.85 of the underlay's rate for connections, and 0.9 for throughput. Services have no"
             " process. The many services on other hosts exist only as claims, in a real etcd. A request is a connection"
-            " to another host with one byte of answer."
+            " to another host, which answers with one byte."
         ),
         "",
     ]
@@ -127,7 +127,7 @@ def _fates(found: Found) -> list[str]:
     lines = []
     if made := values("claims at once"):
         different, took = values("claims at once, different"), values("claims at once, seconds")
-        text = f"{different[0]:.0f} different addresses of {made[0]:.0f} claims"
+        text = f"{made[0]:.0f} claims got {different[0]:.0f} different addresses"
         lines.append(
             f"| claims by three hosts at the same time | {text}, in {number(took[0])} s | | all different |"
         )
