@@ -93,7 +93,12 @@ def _labs(chapter: Chapter, sizes: Sizes) -> tuple[dict[str, Lab], dict[str, Lab
             took = lab.call("fill", count, within_s=min(sizes.fill_s, max(1.0, chapter.left_s())))
             if sizes.in_turn.get(who, count) < count:
                 chapter.found.add("publish each", who, count, count, took)
-                chapter.found.lacks("withdraw each", who, count, "the ports were removed together with the lab, which takes less time")
+                chapter.found.lacks(
+                    "withdraw each",
+                    who,
+                    count,
+                    "the ports were removed together with the lab, which takes less time",
+                )
             if flows:
                 lab.call("serve", ["first", "last"])
             many[who] = lab

@@ -79,7 +79,9 @@ def _grow(
         at[who] = grown["count"]
         if at[who] < size:
             why = grown["why"] or f"its time limit was {seconds:.0f} s"
-            chapter.found.lacks("", LABS[who], size, f"reached only {at[who]:,} services, because {why}")
+            chapter.found.lacks(
+                "", LABS[who], size, f"reached only {at[who]:,} services, because {why}"
+            )
 
 
 def _network(

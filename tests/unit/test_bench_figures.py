@@ -113,7 +113,7 @@ def test_the_section_about_several_hosts_has_what_was_found_and_names_what_was_n
     text = page.text({"cluster": data | {"quick": False} | it.dump()}, [])
     assert "has the name | **30.0** (20.0 to 90.0) ms | 99th percentile of 3: 90.0 ms |" in text
     assert (
-        "with 10,000 services on other hosts, database rows and kernel objects | 16.0 (once) ms | ; ratio 2.00 |"
+        "with 10,000 services on other hosts: time for database rows and kernel objects | 16.0 (once) ms | ; ratio 2.00 |"
         in text
     )
     assert "0 of 900 requests failed; 1 of 50 claims failed | slowest claim 500 ms | 0 |" in text
