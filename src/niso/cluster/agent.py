@@ -171,7 +171,7 @@ class Agent:
         return changed
 
     def _say_seen(self, membership: ClusterKeys, networks: Iterable[str]) -> None:
-        """Write to etcd up to which revision this host has applied changes of services' instances.
+        """Write to etcd the revision up to which this host has applied changes of instances.
 
         A deploy on another host waits for this revision before it stops an instance.
         """
@@ -191,10 +191,10 @@ class Agent:
         return True
 
     def _spans(self, store: Store, kernel: Kernel, engine: Etcd, member: bool) -> list[str]:
-        """Return this host's networks that span hosts, after comparing them with etcd.
+        """Return the names of this host's networks that span hosts, after comparing them with etcd.
 
-        If this host is in the cluster, a network that is missing in etcd is first removed from this
-        host, or written to etcd again if services of this host use it.
+        If this host is in the cluster (``member``), a network that etcd lacks is removed from this
+        host. If services of this host use the network, it is written to etcd again instead.
         """
         here = {n.name: n.span.vni for n in store.networks() if n.span is not None}
         if not member:
@@ -225,7 +225,10 @@ class Agent:
             self._say(f"the cluster does not have network {name} any more: {error.message}")
 
     def _still(self, store: Store, claims: Claims, lost: list[str]) -> list[str]:
-        """Check the services in ``lost`` again. Return those that another host really has now."""
+        """Return the services in ``lost`` that another host has reserved, as etcd shows it now.
+
+        The agent requests another poll for a service that a command is changing.
+        """
         ended = []
         for service in lost:
             try:
@@ -359,7 +362,7 @@ class Agent:
         return self._hosts, self._decoded.get(item) if item is not None else None
 
     def kept(self, network: str) -> WatchedKeys:
-        """Return the cache of the keys of all addresses on a network."""
+        """Return the cache of the address keys of a network."""
         if network not in self._kept:
             self._kept[network] = WatchedKeys(self.keys.addresses(network))
         return self._kept[network]
@@ -443,7 +446,10 @@ def _text(error: Exception) -> str:
 
 
 def last() -> tuple[float | None, dict[str, float]]:
-    """Return the time of the last poll (or None), and when each missing host was lost."""
+    """Return (time of the last poll, {missing host: time since which it is missing}).
+
+    The times are seconds of the monotonic clock. Without a record, returns (None, {}).
+    """
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         kept = json.loads(files.read(_path()) or b"{}")
         gone = {str(host): float(seen_s) for host, seen_s in kept["gone"].items()}
@@ -452,7 +458,7 @@ def last() -> tuple[float | None, dict[str, float]]:
 
 
 def note(gone: Iterable[str], now_s: float) -> None:
-    """Record the time of a poll, and which hosts (``gone``) are missing. Raises OSError."""
+    """Record the time ``now_s`` of a poll, and ``gone``: the missing hosts. Raises OSError."""
     before = last()[1]
     now = {host: before.get(host, now_s) for host in sorted(gone)}
     kept = json.dumps({"at": now_s, "gone": now})
@@ -482,10 +488,10 @@ _BACK_OFF_S = (0.2, 5.0)
 
 
 class WatchedKeys:
-    """A cache of the keys in etcd that have a prefix. One thread may watch, another may read.
+    """A cache of the etcd keys with a prefix. One thread may watch, another may read.
 
     While no watch updates the cache, each read asks etcd whether the cache is still up to date. All
-    times are of one monotonic clock.
+    times are seconds of the monotonic clock.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -568,7 +574,7 @@ class WatchedKeys:
                 wait = min(2 * wait, _BACK_OFF_S[1])
 
     def lose(self) -> None:
-        """Make each read check the cache with etcd, because no watch updates the cache any more."""
+        """Make each read check the cache with etcd from now on, because no watch updates it."""
         with self._lock:
             self._is_followed = False
 
@@ -657,9 +663,7 @@ class Lag:
             self._since_s = now_s
 
     def caught_up(self, began_s: float) -> None:
-        """Record that a poll that began at ``began_s`` has applied all changes from before that
-        time.
-        """
+        """Record that a poll has applied all changes from before ``began_s``, when it began."""
         self._since_s = self._last_s if self._last_s > began_s else None
 
     def seconds(self, now_s: float) -> float:

@@ -1,7 +1,8 @@
 """Reserve addresses and names of services for a host in etcd, by compare-and-swap.
 
-A reservation, or claim, has one key for the service, one for each address and one for each name.
-One transaction changes all of them, so two hosts cannot reserve the same address or name.
+The claim of a service consists of etcd keys: one for the service, one for each address and one for
+each name. One transaction changes all of them, so two hosts cannot reserve the same address or
+name.
 
 Each claim contains a random id, its mark. If etcd does not answer a request, this host reads the
 claim. If the claim in etcd has the mark of the request, the request was carried out. Otherwise etcd
@@ -51,7 +52,7 @@ class Wanted(NamedTuple):
 
 
 class Claims:
-    """A client for one host's reservations (claims) in etcd. All methods raise NoAnswer, Error."""
+    """A client that reads and changes claims in etcd for one host. Raises NoAnswer and Error."""
 
     def __init__(self, engine: Etcd, host: str, keys: Keys | None = None) -> None:
         self.engine = engine
@@ -59,9 +60,9 @@ class Claims:
         self.keys = keys or Keys()
 
     def held(self, service: str) -> ClusterClaim | None:
-        """Return the reservation of a service by any host, or None if no host has reserved it.
+        """Return the claim of a service by any host, or None if no host has reserved it.
 
-        If several hosts have reserved the service, this host's reservation is preferred.
+        If several hosts have reserved the service, this host's claim is returned if it has one.
         """
         key = self.keys.service(service)
         items = self.engine.get(key, one=True).items
@@ -116,7 +117,7 @@ class Claims:
         return _repeated(attempt, f"{wanted.service}: other hosts keep changing what it needs")
 
     def foreseen(self, wanted: Wanted, take: bool = False) -> ClusterClaim:
-        """Return the reservation that `claim` would make, without writing to etcd."""
+        """Return the claim that `claim` would return, without writing to etcd."""
         have = self.held(wanted.service)
         joins = self._joins(wanted, have)
         if have is not None and have.host != self.host and not joins:
@@ -130,9 +131,9 @@ class Claims:
     def publish(
         self, service: str, mark: str, up: bool, about: Mapping[str, Any] | None = None
     ) -> bool:
-        """Write to etcd whether a service is up, and ``about``: fields for display on other hosts.
+        """Write to etcd whether a service is up, and the fields ``about`` that other hosts display.
 
-        Returns False if this host no longer has the reservation with the id ``mark``.
+        Returns False if this host no longer has the claim with the id ``mark``.
         """
 
         def change(claim: ClusterClaim, items: dict[str, KeyValue]) -> list[Put | Delete]:
@@ -157,10 +158,10 @@ class Claims:
         return self._changed(service, mark, change, gives_up=False)
 
     def release(self, service: str, mark: str) -> bool:
-        """Delete this host's reservation with the id ``mark``. Returns False if it does not exist.
+        """Delete this host's claim with the id ``mark``. Returns False if it does not exist.
 
         A service that was taken over from another host, and was never up here, returns to that
-        host. Reservations of the service by other hosts stay.
+        host. Claims of the service by other hosts stay.
         """
 
         def change(claim: ClusterClaim, items: dict[str, KeyValue]) -> list[Put | Delete]:
@@ -188,12 +189,12 @@ class Claims:
         return self._changed(service, mark, change, gives_up=True)
 
     def _changed(self, service: str, mark: str, change: Any, gives_up: bool) -> bool:
-        """Change the keys of this host's reservation of a service, in one transaction.
+        """Change the keys of this host's claim of a service, in one transaction.
 
-        Returns False if this host does not have the reservation with the id ``mark``. ``change``
-        gets the reservation and its keys, and returns the writes. ``gives_up`` is true if these
-        writes delete the reservation. If such a request gets no answer, and the reservation is
-        absent then, the request was carried out.
+        ``change`` gets the claim and its keys, and returns the writes. ``gives_up`` is true if
+        these writes delete the claim: after a request without an answer, an absent claim then shows
+        that etcd has carried out the request. Returns False if this host does not have the claim
+        with the id ``mark``.
         """
         own = self.keys.service(service)
 
@@ -284,12 +285,12 @@ class Claims:
         renew: bool = False,
         raced: bool = False,
     ) -> tuple[ClusterClaim, Txn] | None:
-        """Compute the reservation to request, and the transaction that writes it.
+        """Compute the claim to request, and the transaction that writes it.
 
-        ``have`` is the service's present reservation, and ``joins`` says whether this host will
-        have the service in addition to the hosts that have it. Returns None if ``have`` is already
-        as requested. ``raced`` is true if another host has changed the keys during an earlier
-        attempt. The other parameters are those of `claim`.
+        ``have`` is the service's present claim. ``joins`` is true if this host will have the
+        service in addition to the hosts that have it. ``raced`` is true if another host has changed
+        the keys during an earlier attempt. The other parameters are those of `claim`. Returns None
+        if ``have`` is already as requested.
         """
         conditions = [Compare(self.keys.service(wanted.service), have.revision if have else 0)]
         takes = have is not None and have.host != self.host and have.gen >= since and not joins
@@ -376,9 +377,9 @@ class Claims:
     def _entries(
         self, claim: ClusterClaim, known: Mapping[str, KeyValue], is_own: bool
     ) -> Iterator[Put]:
-        """Yield Put operations for the address and name keys of a reservation.
+        """Yield Put operations for the address and name keys of a claim.
 
-        ``known`` are the present keys. If this host already had the reservation (``is_own``), the
+        ``known`` are the present keys. If the claim already was this host's (``is_own``), the
         addresses that are up stay up.
         """
         for network, addresses in claim.networks.items():
@@ -456,7 +457,7 @@ class Claims:
 def without(
     items: Mapping[str, KeyValue], claim: ClusterClaim, keys: Keys, host: str
 ) -> Iterator[Put]:
-    """Yield Put operations that remove a host from a reservation by several hosts.
+    """Yield Put operations that remove one host from a claim that several hosts share.
 
     ``items`` are the present keys of the service and of its addresses.
     """
@@ -476,7 +477,11 @@ def _listed(words: Iterable[str]) -> str:
 def _free(
     net: subnets.Network, gateway: str, taken: dict[str, Any], raced: bool, network: str
 ) -> str:
-    """Return the lowest free address of a subnet. After a race, return one of the `NEAR` lowest."""
+    """Return the lowest free address of a subnet.
+
+    If ``raced``, returns a random one of the `NEAR` lowest, so that another host is unlikely to
+    choose the same address. Raises Conflict if no address is free.
+    """
     base = int(net.network_address)
     known = map(ipaddress.ip_address, filter(key_values.is_address, taken))
     here = [address for address in known if address in net]
@@ -496,10 +501,10 @@ def _free(
 
 
 def _repeated[T](attempt: Callable[[bool], T | None], problem: str) -> T:
-    """Call ``attempt`` until its result is not None, but at most `TRIES` times.
+    """Call ``attempt`` until its result is not None, at most `TRIES` times. Return this result.
 
-    The argument of ``attempt`` says whether an earlier request without an answer may have been
-    carried out. Raises NoAnswer. After the last attempt, raises Conflict with the text ``problem``.
+    ``attempt`` is called with True if etcd may have carried out an earlier request that it did not
+    answer. Raises NoAnswer, and Conflict with the message ``problem`` after the last attempt.
     """
     unknown: NoAnswer | None = None
     for _ in range(TRIES):

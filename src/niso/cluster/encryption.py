@@ -65,16 +65,12 @@ def address(cluster: str, host: str) -> str:
 
 
 def mtu(between: str, link: int) -> int:
-    """Return the MTU of a tunnel whose packets are sent from ``between`` on a link with MTU
-    ``link``.
-    """
+    """Return the MTU of a tunnel from the address ``between`` over a link with the MTU ``link``."""
     return link - HEADERS[6 if ":" in between else 4]
 
 
 def require_mtu(between: str, link: int) -> None:
-    """Raise Error if the MTU ``link`` of the link with address ``between`` is too small for a
-    tunnel.
-    """
+    """Raise Error if the MTU ``link`` is too small for a tunnel from the address ``between``."""
     least = LEAST_MTU + link - mtu(between, link)
     if link < least:
         raise Error(
@@ -133,7 +129,7 @@ def follow(store: Store, kernel: Kernel, hosts: Iterable[HostEntry], own: str) -
 
 
 def _record(store: Store, kernel: Kernel, wanted: Tunnel) -> bool:
-    """Record a tunnel and create it in the kernel. Return False if the cluster was left."""
+    """Record a tunnel, and create it in the kernel. Return False outside the cluster."""
     with Lock():
         if store.across.tunnel() is None:
             return False
@@ -153,7 +149,10 @@ def renew(store: Store, kernel: Kernel) -> str:
 
 
 def _adopt(store: Store, kernel: Kernel) -> str:
-    """Update the store and WireGuard with the private key from its file. Return the public key."""
+    """Update the store and WireGuard to the private key in its file. Return the public key.
+
+    Returns "" if this host has left the cluster.
+    """
     present, private = store.across.tunnel(), files.read(paths.wireguard_key())
     if present is None:  # a command left the cluster in the meantime
         return ""

@@ -1,4 +1,4 @@
-"""Parse and check the values of the cluster's keys: reservations of services, hosts and networks.
+"""Parse and check the values of etcd keys: claims of services, hosts and networks.
 
 Values are checked before they are copied to the store and the kernel. Hosts of a cluster trust each
 other, but another host may have a bug. If other programs use the same etcd, they may write invalid
@@ -58,7 +58,7 @@ def is_service(text: str) -> bool:
 
 
 def is_number(value: object, most: int = 1 << 53) -> bool:
-    """Return whether a value is a positive integer below ``most``."""
+    """Return whether a value is an integer from 1 to ``most`` - 1."""
     return type(value) is int and 0 < value < most
 
 
@@ -130,7 +130,7 @@ type Sharers = tuple[tuple[str, tuple[str, ...]], ...]
 
 
 class ClusterClaim(NamedTuple):
-    """The reservation of a service by a host in etcd, with addresses and names.
+    """The claim of a service by a host in etcd, with addresses and names.
 
     Several hosts can reserve a service with a service address. Each host has its own ``mark``,
     ``up``, ``ports`` and ``policy``; the other fields are common.
@@ -138,8 +138,8 @@ class ClusterClaim(NamedTuple):
 
     service: str
     host: str
-    gen: int  # higher than in every earlier reservation of the service: the highest one wins
-    mark: str  # a random id of the reservation
+    gen: int  # higher than in every earlier claim of the service: the highest one wins
+    mark: str  # a random id of the claim
     networks: dict[str, tuple[str, ...]]  # addresses by network
     names: tuple[str, ...]
     revision: int  # the modified revision of the service's key
@@ -165,9 +165,7 @@ class ClusterClaim(NamedTuple):
         return self.up or any(self.others.values())
 
     def keys(self, keys: Keys) -> set[str]:
-        """Return the etcd keys of all addresses and names, with former ones that are still
-        reserved.
-        """
+        """Return the etcd keys of all addresses and names, with former ones that stay reserved."""
         names = {keys.name(net, name) for net in self.networks for name in self.names}
         return {*names, *self.address_keys(keys), *self.kept}
 
@@ -217,18 +215,14 @@ def left(value: dict[str, Any], host: str) -> dict[str, Any]:
 
 
 def others_of(value: dict[str, Any]) -> dict[str, bool]:
-    """Return the other hosts that have reserved a service, by the value of the service's key.
-
-    The result says for each host whether the service is up there.
-    """
+    """Return {host: is up} for the hosts in the field ``others`` of a service's key in etcd."""
     return {str(name): bool(each.get("up")) for name, each in value.get("others", {}).items()}
 
 
 def claim_of(item: KeyValue, keys: Keys, host: str = "") -> ClusterClaim:
-    """Convert a service's key in etcd to a reservation. Raises Error if its value is invalid.
+    """Convert a service's key in etcd to a claim. Raises Error if its value is invalid.
 
-    If several hosts have reserved the service, returns the reservation of ``host``, if there is
-    one.
+    If several hosts have reserved the service, the result is the claim of ``host``, if it has one.
     """
     value = decode(item.value, item.key)
     try:
@@ -301,9 +295,7 @@ class Cluster(NamedTuple):
 
 
 def host_of(item: KeyValue, keys: Keys) -> HostEntry:
-    """Convert a host's key in etcd. ``alive`` is False, because a separate key shows it. Raises
-    Error.
-    """
+    """Convert a host's key in etcd, except ``alive``, which is False. Raises Error."""
     value = valid(decode(item.value, item.key), item.key, "id", "address", "mtu")
     name = item.key.removeprefix(keys.hosts)
     if not (is_name(name) and is_address(str(value["address"]))):
@@ -367,7 +359,7 @@ class Spec(NamedTuple):
     mtu: int
     subnets: tuple[tuple[str, str], ...]  # CIDR and gateway address
     internal: bool = False
-    # ``gen`` of reservations begins here; after a loss of etcd's data, it is above earlier ones
+    # ``gen`` of claims begins here; after a loss of etcd's data, it is above earlier ones
     base: int = 0
 
 

@@ -122,7 +122,7 @@ class ClusterKeys:
         self._settle(txn, lambda: self._has(key, value))
 
     def refresh(self, host: HostEntry) -> None:
-        """Update a host's address, MTU, version and public key in etcd, if etcd lists the host."""
+        """Update a host's address, MTU, version and public key, if the host is in the cluster."""
         item = self._item(self.keys.host(host.name))
         before = decode(item.value, item.key) if item else {}
         value = {"address": host.address, "mtu": host.mtu, "niso": host.version}
@@ -190,7 +190,7 @@ class ClusterKeys:
         self._delete(item.key, Txn((Compare(item.key, item.modified),), changes))
 
     def services(self) -> list[ClusterClaim]:
-        """Return the reservations of all services by all hosts, sorted by service."""
+        """Return the claims of all services by all hosts, sorted by service."""
         items = self.engine.get(self.keys.services, stale=True).items
         claims = [(item, key_values.claim_of(item, self.keys)) for item in items]
         return [
@@ -213,7 +213,7 @@ class ClusterKeys:
         return [claim.service for _, claim in self._had_by(host) if host in claim.hosts]
 
     def forget(self, host: str) -> list[str]:
-        """Remove a dead host and its reservations from etcd. Return the names of its services.
+        """Remove a dead host and its claims from etcd. Return the names of its services.
 
         Raises Conflict if the host is alive, and NotFound for an unknown host.
         """
@@ -244,7 +244,7 @@ class ClusterKeys:
         return gone
 
     def _leave_to_others(self, key: str, host: str) -> None:
-        """Remove a host from the reservation of a service that other hosts have reserved too."""
+        """Remove a host from the claim of a service that other hosts have reserved too."""
 
         def txn() -> Txn:
             item = self._item(key)
@@ -258,7 +258,7 @@ class ClusterKeys:
         self._settle(txn, lambda: all(item.key != key for item, _ in self._had_by(host)))
 
     def _had_by(self, host: str) -> list[tuple[KeyValue, ClusterClaim]]:
-        """Return keys and reservations of services that a host has, or had before a takeover."""
+        """Return (key, claim) for each service that a host has, or had before a takeover."""
         items = self.engine.get(self.keys.services).items
         claims = [(item, key_values.claim_of(item, self.keys)) for item in items]
         return [(item, claim) for item, claim in claims if host in (*claim.hosts, claim.former)]

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 def apply_claims(store: Store, kernel: Kernel, now: EngineView, own: str) -> list[str]:
     """Apply the state ``now`` of etcd to rows and kernel. Return the remote services that changed.
 
-    ``own`` is this host's name. The host's own services are not copied. Addresses that a command
-    has reserved here after ``now`` was read are not copied either.
+    ``own`` is this host's name. Services of this host are not copied, nor are addresses that a
+    command has reserved here after ``now`` was read.
 
-    If an address has moved from one service to another, it is first removed from the old one, with
-    its conntrack entries. The caller must not have niso's lock. Raises KernelError and Error. In
-    this case nothing is recorded, and the next call tries again.
+    An address that has moved to another service is first removed from the former service, with its
+    conntrack entries. The caller must not have niso's lock. Raises KernelError and Error. In this
+    case nothing is recorded, and the next call tries again.
     """
     with Lock():
         if not store.cluster_id():  # a command left the cluster after etcd was read
@@ -169,8 +169,9 @@ def _change(
 ) -> None:
     """Change rows and kernel objects of remote services and hosts in one transaction.
 
-    ``peers`` maps a host to (state id, address, alive), or to None to delete the host. The attempt
-    is recorded first, so that a later command can undo it after a failure.
+    ``changed`` has the new state of the services. ``peers`` maps a host to (state id, address,
+    alive), or to None to delete the host. The attempt is recorded first: after a failure,
+    `revert_attempt` undoes it.
     """
     spans = store.across
     with store.transaction():
@@ -220,7 +221,7 @@ def _revert_attempt(store: Store, kernel: Kernel, report: Report) -> None:
 def _write(spans: SpanRows, services: Services, peers: Peers) -> None:
     """Write rows of remote services and hosts.
 
-    A service without addresses is deleted, and a host that maps to None too.
+    A service without addresses is deleted, and a host if ``peers`` maps it to None.
     """
     for host, row in peers.items():
         if row is not None:
@@ -232,7 +233,10 @@ def _write(spans: SpanRows, services: Services, peers: Peers) -> None:
 
 
 def _wire(store: Store, host: HostEntry) -> str:
-    """Return a host's VXLAN source address, which is in the tunnel if VXLAN is encrypted."""
+    """Return the address from which a host sends VXLAN packets.
+
+    If VXLAN is encrypted, this is the host's address inside the WireGuard tunnel.
+    """
     if not host.public:
         return host.address
 
@@ -246,14 +250,14 @@ def make_way(
     addresses: Collection[tuple[str, str]],
     report: Report,
 ) -> None:
-    """Delete the copied services of other hosts whose name or address this host has just reserved.
+    """Delete rows of remote services whose name or address this host has just reserved.
 
     ``services`` are the reserved names, and ``addresses`` the reserved (network, address) pairs.
 
-    This host's copy of the cluster's state may be older than etcd's. If an inactive service of this
-    host had one of the addresses, the record of its claim is deleted. A service that other hosts
-    have also reserved is not removed here: the caller's change replaces it, so that its service
-    address leads to their instances without a gap. The caller has niso's lock, and no open
+    Such rows exist because this host's copy of etcd's state may be outdated. If an inactive service
+    of this host had one of the addresses, the record of its claim is deleted. A service that other
+    hosts have also reserved is not removed here: the caller's change replaces it, so that its
+    service address leads to their instances without a gap. The caller has niso's lock, and no open
     transaction. Raises KernelError.
     """
     _revert_attempt(store, kernel, report)
@@ -269,7 +273,10 @@ def make_way(
 
 
 def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, ClaimedService]) -> Scope:
-    """Return the scope of a change that removes remote services not in ``wanted``."""
+    """Return the scope of a change that gives the services ``changed`` the state in ``wanted``.
+
+    Services that are missing in ``wanted`` are removed.
+    """
     changed = {*changed}
     # the slots of a service address lead to the instances
     changed |= {owner(name) for name in changed}
@@ -284,7 +291,7 @@ def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, ClaimedServ
 
 
 def scope_on(store: Store, networks: Collection[str]) -> Scope:
-    """Return the scope of a change that removes networks."""
+    """Return the scope of a change that removes networks and the remote services on them."""
     remotes = store.across.on(networks)
     called = {name for remote in remotes for name in (remote, *store.across.names(remote))}
     return _scope(store, called, networks, remotes, networks)
@@ -305,10 +312,10 @@ def _scope(
 
 
 def drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> None:
-    """Delete this host's records of names and addresses of services that other hosts have now.
+    """Delete this host's records of claims of services that it should no longer reserve.
 
-    Entries of policies then no longer match this host's former service. An active service is
-    skipped. The caller must not have niso's lock.
+    Policies then no longer match the services' former addresses. An active service is skipped. The
+    caller must not have niso's lock.
     """
     with Lock():
         _drop_claims(store, kernel, services)
@@ -349,9 +356,9 @@ def changed_services(
 ) -> dict[str, ClaimedService]:
     """Return the new states of the remote services that a command of this host changes.
 
-    ``now`` is etcd's state on networks that are new to this host: their services are added.
-    ``services`` and ``addresses``, pairs (network, address), are those that this host has reserved.
-    They are removed.
+    ``now`` is etcd's state of networks that the command adds to this host: their services are
+    added. ``services``, and ``addresses`` as pairs (network, address), are newly reserved by this
+    host: remote services lose them.
     """
     had = store.across.holders(addresses).values()
     present = _present(store, {*now.services, *services, *had})
@@ -384,7 +391,10 @@ def _without(
     services: Collection[str],
     addresses: Collection[tuple[str, str]],
 ) -> dict[str, ClaimedService]:
-    """Return the services in ``some`` that lose an address or are removed, in their new state."""
+    """Return the new states of services in ``some`` that are in ``services`` or lose an address.
+
+    A service in ``services`` is removed. ``addresses`` are pairs (network, address).
+    """
     changed = {}
     for name, known in some.items():
         rows = tuple(a for a in known.addresses if (a.network, a.address) not in addresses)
@@ -447,7 +457,7 @@ def seen(
 
 
 class View:
-    """A decoder of etcd's address keys that reuses earlier results. ``own`` is this host."""
+    """A decoder of etcd's address keys that reuses earlier results. ``own`` is this host's name."""
 
     def __init__(self, keys: Keys, own: str) -> None:
         self._keys = keys

@@ -1,9 +1,8 @@
 """Publish this host's services to etcd, and restore etcd's data after a loss.
 
-The claim (reservation) of a service is the set of its keys in etcd. This module creates, changes or
-deletes claims so that they match the services' rows in the store. The rows are always the starting
-point. If a command was interrupted before it published a change, the next call therefore publishes
-this change.
+This module creates, changes or deletes the claims of services, so that they match the services'
+rows in the store. It never changes a row to match a claim. If a command was interrupted before it
+published a change, the next call therefore publishes this change.
 
 A restore writes the key ``cluster`` last, and writes the other keys only while ``cluster`` is
 absent. While ``cluster`` is absent, no host changes anything in etcd. Existing keys are left
@@ -46,13 +45,13 @@ if TYPE_CHECKING:
     from niso.kernel.real import Kernel
 
 ORPHAN_S = 60.0
-"""Seconds for which a reservation without a row is kept, since a command may write the row."""
+"""Seconds for which a claim without a row is kept, since a command may write the row."""
 STRAY_S = 600.0
-"""Seconds between searches for reservations of this host on networks that it does not have."""
+"""Seconds between searches for claims of this host on networks that it does not have."""
 
 
 class OwnClaims:
-    """A publisher, which repeatedly makes this host's reservations in etcd match the store.
+    """A publisher, which repeatedly makes this host's claims in etcd match the store.
 
     ``log`` logs a line. ``say`` logs a line unless the line repeats the previous one.
     """
@@ -65,13 +64,13 @@ class OwnClaims:
         self._strays_s: float | None = None  # when all claims were last searched
 
     def doubt(self) -> None:
-        """Make the next call of `bring` compare all reservations of this host completely."""
+        """Make the next call of `bring` compare all claims of this host completely."""
         self._is_settled = False
 
     def bring(
         self, store: Store, kernel: Kernel, claims: Claims, now: EngineView, now_s: float
     ) -> tuple[list[str], bool]:
-        """Write, change or delete the reservations in etcd that do not match this host's store.
+        """Write, change or delete the claims in etcd that do not match this host's store.
 
         A service that a command is changing is skipped. ``now`` is the state of etcd, and ``now_s``
         a monotonic time. Returns the services that other hosts have reserved, and whether all keys
@@ -114,10 +113,10 @@ class OwnClaims:
         return lost, is_sure
 
     def _end_strays(self, store: Store, claims: Claims, now: EngineView, now_s: float) -> bool:
-        """Delete reservations of this host that its store does not contain.
+        """Delete claims of this host for services that its store does not contain.
 
-        Returns whether there were none. Late requests and restored backups of etcd leave such
-        reservations.
+        Late requests and restored backups of etcd leave such claims. Returns whether there were
+        none.
         """
         names = now.services if now.only is None else now.only & now.services.keys()
         own = {
@@ -143,13 +142,13 @@ class OwnClaims:
 def publish_claim(
     store: Store, kernel: Kernel, claims: Claims, service: str, final: bool = True
 ) -> bool:
-    """Update a service's reservation in etcd to match the service's rows.
+    """Update a service's claim in etcd to match the service's rows.
 
     Returns False if another host has the service. The caller has the service's lock, but not
-    niso's, and no change of the service is in progress. Without ``final``, an empty record of the
-    reservation stays in the store, because a request may still be on its way to etcd. A service
-    that is not reserved loses its addresses, so that no policy resolves to them. Raises NoAnswer,
-    Error, and Conflict if other services have its addresses or names.
+    niso's, and no change of the service is in progress. If the service should not be reserved, its
+    claim and the record of the claim are deleted, so that policies no longer match its addresses.
+    Without ``final``, an empty record stays, because a request may still be on its way to etcd.
+    Raises NoAnswer, Error, and Conflict if other services have its addresses or names.
     """
     row, record, have = store.service(service), store.across.claim(service), claims.held(service)
     on = store.across.spanning(row.networks) if row is not None else []
@@ -218,7 +217,7 @@ def is_up(store: Store, row: ServiceRow) -> bool:
 
 
 def untold(store: Store, services: Iterable[str]) -> None:
-    """Make the agent publish services to etcd again. The caller must not have niso's lock."""
+    """Mark services as not yet published to etcd. The caller must not have niso's lock."""
     with Lock(), store.transaction():
         for service in services:
             if (record := store.across.claim(service)) is not None:
@@ -230,7 +229,7 @@ def _places(addresses: Mapping[str, Iterable[str]]) -> set[tuple[str, str]]:
 
 
 def recorded(claim: Held) -> ClaimRow:
-    """Convert a reservation in etcd to the row in which the store records it."""
+    """Convert a claim in etcd to the row in which the store records it."""
     return ClaimRow(claim.service, claim.mark, claim.gen, claim.networks)
 
 
@@ -263,10 +262,10 @@ def _by_network(pairs: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
 def _is_wanted(
     store: Store, row: ServiceRow, record: ClaimRow | None, have: Held | None, mine: bool
 ) -> bool:
-    """Return whether a service of this host should be reserved in etcd.
+    """Return whether a service of this host should have a claim in etcd.
 
-    An active service should always be reserved. An inactive service should not be reserved if an
-    earlier command failed to reserve it, or if it no longer has all of its addresses.
+    An active service should always have one. An inactive service should not, if other hosts have it
+    too, if an earlier command failed to reserve it, or if it no longer has all of its addresses.
     """
     if row.active:
         return True
@@ -294,7 +293,10 @@ def spec_of(network: NetworkRecord) -> Spec:
 
 
 def base_of(store: Store) -> int:
-    """Return a number above all ``gen`` so far. etcd restarts from 1 after a loss of its data."""
+    """Return a number above the ``gen`` of all claims that this host has recorded.
+
+    After etcd has lost its data, its revisions restart from 1. Claims add this number to them.
+    """
     known = [claim.gen for claim in store.across.claims()]
     known += [row.gen for rows in store.across.addresses().values() for row in rows]
     return (max(known, default=0) // EPOCH + 1) * EPOCH
@@ -360,7 +362,7 @@ def _put(membership: ClusterKeys, values: dict[str, str], lease: int = 0) -> Non
 
 
 def _recorded(store: Store, host: str) -> Iterable[tuple[Held, dict[str, Any]]]:
-    """Yield the reservations of all hosts in the store, each with its fields for display."""
+    """Yield the claims of all hosts in the store, each with its fields for display."""
     for record in store.across.claims():
         row, name = store.service(record.service), record.service
         if row is not None and record.addresses:
