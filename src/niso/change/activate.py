@@ -67,8 +67,8 @@ def activate(
     """Activate services with their networks and processes. If one service fails, roll back all.
 
     ``timeout_s`` (seconds) and the dependencies ``after`` are described at `start.run`. For a
-    ``stack``, also create its networks, record the services as its members, and stop those that
-    left its file. Raises InvalidInput, Conflict, KernelError or ProcessError after the roll-back.
+    ``stack``, also create its networks, record its members, and stop services that were removed
+    from its file. Raises InvalidInput, Conflict, KernelError or ProcessError after the roll-back.
     """
     if dry_run:
         return _planned(machine, targets, stack, report)
@@ -111,7 +111,7 @@ def foreseen(
 ) -> tuple[PolicyContext, PolicyContext]:
     """Return the services and networks that policies refer to, before and after an activation.
 
-    The activation is only simulated; nothing is changed.
+    The activation is only simulated: nothing changes.
     """
     from niso.reconcile.live_world import read_world
 
@@ -150,11 +150,11 @@ def _planned(
 def _locked(
     store: Store, wanted: list[Target], stack: StackMembership
 ) -> tuple[ExitStack, list[Target]]:
-    """Lock the services of an activation, and return the locks and the services (targets).
+    """Lock the services of an activation. Return the locks, and the services (targets) to activate.
 
-    Active services that must restart because they share a namespace are added to the result. These
-    services and the services that leave the stack are locked too. Raises NotFound if a service was
-    removed, and Conflict if more services keep appearing.
+    The result also has active services that must restart because they share a namespace. These
+    services, and those that were removed from the stack's file, are locked too. Raises NotFound if
+    a service was removed, and Conflict if more services keep appearing.
     """
     names = {*stack.leaving, *(target.name for target in wanted)}
     for _ in range(_TRIES):
@@ -253,7 +253,7 @@ class _Activation:
         )
 
     def stop_leaving(self) -> None:
-        """Stop services that left the stack's file, after checking the new rows for conflicts."""
+        """Stop services removed from the stack's file, if the new rows have no conflict."""
         self._find_leaving()
         if self._leaving:
             # detect conflicts before anything is stopped
@@ -329,7 +329,7 @@ class _Activation:
             package.drop_manifest(copy)
 
     def complete(self) -> None:
-        """Start `niso health` if needed. Stop replaced instances when they have no connections."""
+        """Watch new instances, then stop the replaced ones. Start `niso health` if needed."""
         if self._leaving:
             stop.stop_timers(self._machine, [row.name for row in self._leaving])
         if self._dropped:
@@ -350,7 +350,7 @@ class _Activation:
         ]
 
     def release_claims(self, changes: list[Change]) -> None:
-        """Report to the cluster which services have stopped or need other names now."""
+        """Report stopped services, and services whose claims must change, to the cluster."""
         if not self._store.cluster_id():
             return
         from niso.change import cluster_claims
@@ -455,7 +455,7 @@ class _Activation:
         return record_all(self._machine, targets, self._copies, self._leaving, self._stack)
 
     def _swap(self) -> list[Change]:
-        """Record the services that have instances, and send new connections to new instances."""
+        """Record services that have instances. Direct new connections to the new instances."""
         if not self._rollouts:
             return []
 
@@ -484,9 +484,8 @@ class _Activation:
         raise_all([*ended.values()])
 
     def _changed(self, changes: list[Change]) -> set[str]:
-        """Return the names of the services whose rows or processes changed.
-
-        If only kernel objects changed, all services of the activation count as changed.
+        """Return the names of the services whose rows or processes changed. If only kernel objects
+        changed, all services of the activation count as changed.
         """
         changed = {
             done.name
@@ -582,7 +581,7 @@ def restart(
 
 
 def _leave(machine: Machine, instances: list[str], report: Report) -> None:
-    """Send no new connections to instances before a restart, and let open connections finish."""
+    """Send no new connections to instances before a restart, and wait until open ones finish."""
     for name in instances:
         from niso.change import health_agent
 
@@ -602,9 +601,8 @@ def _serve(machine: Machine, instances: list[str]) -> None:
 
 
 def _refreshed(store: Store, rows: list[ServiceRow]) -> list[ServiceRow]:
-    """Copy the host's present DNS settings into rows of services, and return the rows.
-
-    The row of a service in the host's own network namespace stays unchanged.
+    """Copy the host's present DNS settings into rows of services, and return the rows. The row of a
+    service in the host's own network namespace stays unchanged.
     """
     now = []
     for row in rows:

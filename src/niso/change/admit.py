@@ -37,7 +37,7 @@ _ALIASES, _IP = "chosen_aliases", "chosen_ip"
 
 
 def _ensure(machine: Machine, network: NetworkRequest | str, holds: str | None = None) -> None:
-    """Record an implicit network unless it exists, as `niso.change.networks.ensure` does."""
+    """Record an implicit network unless it exists. See `networks.ensure_implicit`."""
     from niso.change import networks  # most services are on networks that exist
 
     networks.ensure_implicit(machine, network, holds)
@@ -163,7 +163,9 @@ def _record(
     batch: tuple[Generations, tuple[PortMapping, ...]],
     errors: list[Error],
 ) -> Change:
-    """Do the work of `record`. Appends to ``errors`` each error after which checks can continue."""
+    """Write the rows of one service, as described at `record`. Appends an error to ``errors`` if
+    the remaining checks can still run, and raises it otherwise.
+    """
     store = machine.store
     links, named = batch
     wanted, name = target.spec, target.name
@@ -279,7 +281,7 @@ def _set_ports(
     together: frozenset[str],
     named: tuple[PortMapping, ...],
 ) -> None:
-    """Check and record a service's host ports. ``had`` are the previous host ports."""
+    """Check and record a service's host ports, which niso chooses if the manifest does not."""
     store, name, wanted = machine.store, target.name, target.spec.network.ports
     keys = [published.key for published in wanted]
     if not store.port_families(name):
@@ -317,9 +319,8 @@ def _held_names(
     together: frozenset[str],
     beside: frozenset[str],
 ) -> dict[str, Conflict]:
-    """Return an error for each requested name that another service uses on a common network.
-
-    If services share this service's namespace, their names are checked too.
+    """Return an error for each requested name that another service uses on a common network. If
+    services share this service's namespace, their names are checked too.
     """
     networks = spec.network.networks if provider is None else store.networks_of(provider)
     sharers = store.held_sharers(spec.name, together)
@@ -380,7 +381,11 @@ def _check_peers(store: Store, spec: ServiceSpec, together: frozenset[str]) -> N
 
 
 def _check_alias(store: Store, spec: ServiceSpec, entry: Entry, beside: list[str]) -> None:
-    """Raise Conflict if a policy allows an alias that the user of another pod has chosen."""
+    """Raise Conflict if an allow entry names an alias that the user of another pod has chosen.
+
+    The author of the policy may have meant another service. ``beside`` are the services that have
+    the entry's name on a network of this service.
+    """
     for holder in beside if entry in _allowed(spec.network.policy) else ():
         labels = _labels(store, holder)
         is_alias = entry.peer.name in labels.get(_ALIASES, "").split()
@@ -390,7 +395,9 @@ def _check_alias(store: Store, spec: ServiceSpec, entry: Entry, beside: list[str
 
 
 def _is_own(store: Store, name: str, entry: Entry, namespace: str) -> bool:
-    """Return whether a policy entry was written by the user of this Kubernetes namespace."""
+    """Return whether an annotation of a pod in the Kubernetes namespace ``namespace`` contains a
+    policy entry of the service ``name``. Other entries are from the administrator.
+    """
     same = namespace != "" and _labels(store, name).get("pod_namespace") == namespace
     return same and entry.key.startswith("niso.io/")
 
@@ -438,7 +445,7 @@ def _check_chosen(store: Store, attached: AttachedRow, former: AttachedRow | Non
 
 
 def _picks(store: Store, peer: Peer, address: str) -> bool:
-    """Return whether a policy entry selects an address other than by its whole subnet."""
+    """Return whether a policy's prefixes contain an address, but not the address's whole subnet."""
     subnets = [
         prefix(subnet.cidr)
         for network in store.networks()
@@ -557,7 +564,7 @@ class NoClaims:
 
 
 def shared(store: Store, wanted: StackMembership) -> Iterator[tuple[str, str]]:
-    """Yield (network, other stack) for each added network that another stack uses.
+    """Yield (network, other stack) for each network that a stack newly uses and another stack has.
 
     Networks that span hosts are left out.
     """
@@ -568,13 +575,13 @@ def shared(store: Store, wanted: StackMembership) -> Iterator[tuple[str, str]]:
 
 
 def _others(store: Store, stack: str, network: str) -> set[str]:
-    """Return the other stacks on a network, or none if the given stack is on it too."""
+    """Return the other stacks with services on a network. Empty if this stack has one there too."""
     on = {store.stack_of(name) for name, _ in store.members(network)}
     return set() if stack in on else {other for other in on if other is not None}
 
 
 def prepare(machine: Machine, wanted: StackMembership, services: Iterable[str]) -> None:
-    """Record a stack's networks, and end the membership of services that left the stack's file.
+    """Record a stack's networks, and end the membership of services removed from the stack's file.
 
     Call this before the stack's services are recorded, in the same transaction. Raises a Conflict
     that names the file and the key.

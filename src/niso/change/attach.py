@@ -254,8 +254,8 @@ def current(store: Store, name: str) -> Request | None:
 def apply_policies(machine: Machine, report: Report = silent) -> list[Attachment]:
     """Apply the administrator's present policies to all attachments whose namespaces exist.
 
-    Returns one result per updated attachment. If the update of an attachment fails, its previous
-    policy stays in force. All attachments are tried before an error, or an ErrorGroup, is raised.
+    Returns one result per updated attachment. An attachment whose update fails keeps its previous
+    policy. All attachments are tried before an error, or an ErrorGroup, is raised.
     """
     store = machine.store
     done, errors = [], list[Error]()
@@ -322,9 +322,9 @@ def collect(
 ) -> list[str]:
     """Detach attachments that have ended, and return their names.
 
-    An attachment has ended if its namespace no longer exists, or if it is a container of Docker
-    without a process. If ``valid`` is given, an attachment whose id is not in it has ended too. If
-    ``owner`` is given, only this owner's attachments are examined.
+    An attachment has ended if it is inactive, if its namespace no longer exists, or if it is a
+    Docker container without a process. With ``valid``, attachments with other ids have ended too.
+    With ``owner``, only this owner's attachments are examined.
     """
     from niso.look import check
 
@@ -416,8 +416,8 @@ def _links(
     """Choose an interface name for each requested network, and the network of the default route.
 
     Networks that are already attached keep their interface names. The default route uses the first
-    network that is not internal, or the first network if all are internal. If another program has
-    set a default route, niso sets no default route. Raises InvalidInput or Conflict.
+    network that is not internal, or the first network if all are internal. niso sets no default
+    route if another program has set one. Raises InvalidInput or Conflict.
     """
     had = {link.network: link for link in store.attachments.links(request.name)} if before else {}
     _refuse_twice([entry.network for entry in request.networks], "--network")

@@ -147,9 +147,8 @@ def _refuse_foreign(units: Units, store: Store, service: str) -> None:
 
 
 def _refuse_alone(store: Store, row: ServiceRow, together: Iterable[str]) -> None:
-    """Raise Conflict if a service shares the namespace of a service that is not enabled.
-
-    Services that the same command enables (``together``) count as enabled.
+    """Raise Conflict if a service shares the namespace of a service that is not enabled. Services
+    that the same command enables (``together``) count as enabled.
     """
     provider = row.provider and store.service(row.provider)
     if provider and not provider.enabled and provider.name not in together:
@@ -264,7 +263,7 @@ def enable(
 
 
 def _guard_first(machine: Machine, report: Report, wanted: bool) -> list[Marked]:
-    """Write the drop-ins for other firewalls, or warn about the consequences of not doing so."""
+    """Write the drop-ins for other firewalls if ``wanted``. Otherwise warn if they are missing."""
     if wanted:
         try:
             return enable_firewall(machine, report)
@@ -337,8 +336,8 @@ def _set_enabled(store: Store, names: Iterable[str], enabled: bool) -> None:
 def hand_over(machine: Machine, names: Iterable[str]) -> None:
     """Let systemd supervise enabled services after they were activated or restarted.
 
-    If the unit of the service has started this process, the unit's start is completed. Raises Error
-    or OSError.
+    If a service's unit has started this process, systemd learns that the unit has started. Raises
+    Error or OSError.
     """
     store, units = machine.store, machine.processes.units
     known = [row for name in names if (row := store.service(name)) is not None]
@@ -365,9 +364,8 @@ def hand_over(machine: Machine, names: Iterable[str]) -> None:
 
 
 def _has_lasting_unit(row: ServiceRow) -> bool:
-    """Return whether a service's unit stays active until the service is deactivated.
-
-    The unit of a job with a schedule is active only while the job runs.
+    """Return whether a service's unit stays active until the service is deactivated. The unit of a
+    job with a schedule is active only while the job runs.
     """
     return row.active and not row.is_job and not row.is_attachment
 
@@ -446,12 +444,12 @@ _FIREWALL_MARK = (
 
 
 def _text(state_id: str) -> str:
-    """Return the text of the drop-in for a firewall's unit (systemd.service(5)).
+    """Return the text of the drop-in that repairs niso's rules after a start of a firewall's unit.
 
-    The prefix ``+`` runs the command outside the unit's file system sandbox, because niso cannot
-    create names of network namespaces inside. With ``-``, a failure does not fail the firewall's
-    unit. A repair may wait for another command of niso, and the start of the unit for the repair:
-    at boot, most other units wait for nftables.service, whose own start has no timeout.
+    The prefix ``+`` runs the repair outside the unit's file system sandbox, where niso can create
+    names of network namespaces (systemd.service(5)). With ``-``, a failed repair does not fail the
+    unit. The repair has a timeout, because it may wait for another command, and the boot waits for
+    it.
     """
     command = systemd.command("net", "repair", "--kernel").removeprefix(":")
     repair = f"-+:{TIMEOUT} {command}"
@@ -518,7 +516,7 @@ def disable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
 def hand_over_started(session: Session, machine: Machine, names: list[str]) -> None:
     """Let systemd supervise services that a command has started.
 
-    If systemd requested the start, errors are raised. Otherwise an error becomes a warning.
+    Errors are raised if systemd requested the start. Otherwise they are reported as warnings.
     """
     by_systemd = any(systemd.path(name) is not None for name in names)
     if not by_systemd and not (
@@ -536,7 +534,7 @@ def hand_over_started(session: Session, machine: Machine, names: list[str]) -> N
 
 
 def has_ended_by_itself(store: Store, names: list[str]) -> bool:
-    """Return whether systemd calls niso because a service's process has exited.
+    """Return whether systemd calls niso only because a service's process has exited.
 
     The unit of a service with instances has no process. Such a unit stops only on request.
     """
@@ -545,10 +543,10 @@ def has_ended_by_itself(store: Store, names: list[str]) -> bool:
 
 
 def deactivate(session: Session, machine: Machine, names: list[str], dry_run: bool) -> list[Done]:
-    """Stop services, and return for each service whether it was active.
+    """Stop services for `niso deactivate`, and return for each whether it was active.
 
-    If systemd requested the stop, services that share their namespaces are stopped too, and the
-    port forwards are kept for the next start.
+    If systemd requested the stop, the services that share their namespaces are stopped too, and
+    port forwards are published again at the next start.
     """
     by_systemd = any(systemd.path(name) is not None for name in names)
     if by_systemd:  # systemd cannot be refused, so stop the services that share the namespace too

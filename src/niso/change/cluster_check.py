@@ -132,9 +132,10 @@ def _etcd(own: Config) -> list[tuple[str, str]]:
 def _pairs(
     store: Store, claims: Iterable[ClusterClaim], own: str, spans: list[NetworkRecord]
 ) -> dict[str, list[_Pair]]:
-    """Return pairs of services that may exchange packets, grouped by the name of the other host.
+    """Choose pairs of services for test packets between hosts, grouped by the other host's name.
 
-    ``own`` is this host's name, and ``spans`` are the networks that span hosts.
+    No policy restricts packets between two services of a pair. Each host has a few pairs. ``own``
+    is this host's name, and ``spans`` are the networks that span hosts.
     """
     claims = [claim for claim in claims if claim.up]
     here = [claim for claim in claims if claim.host == own and _asks(store, claim.service)]
@@ -155,9 +156,8 @@ def _asks(store: Store, service: str) -> bool:
 
 
 def _meet(mine: ClusterClaim, other: ClusterClaim, on: set[str]) -> _Pair | None:
-    """Return a pair of services with their addresses on one of the networks ``on``.
-
-    Returns None if the services are not on the same network, or have no common IP version.
+    """Return the names and addresses of two services on one of the networks ``on``. Returns None if
+    the services are not on the same network, or have no common IP version.
     """
     for network in on & mine.networks.keys() & other.networks.keys():
         for to in other.networks[network]:
@@ -202,9 +202,10 @@ def _wires(
 
 
 def _answered[K](wanted: dict[K, tuple[str, str, str, int]]) -> dict[K, bool]:
-    """Send ICMP echo requests, each at most twice, and return which were answered in a second.
+    """Send ICMP echo requests, and return for each key of ``wanted`` whether a reply arrived.
 
     Each value of ``wanted`` is (namespace, source address, destination address, size in bytes).
+    Requests without a reply within a second are sent once more.
     """
     answered = dict.fromkeys(wanted, False)
     for _ in range(2):

@@ -45,7 +45,7 @@ _LATER = "the agent says it once the cluster answers: niso cluster status"
 class ActivationClaims:
     """The reservations in etcd (claims) of one activation's services.
 
-    The object also has the networks of the cluster that the activation adds to this host.
+    Also has the networks of the cluster that the activation adds to this host.
     """
 
     def __init__(
@@ -112,9 +112,8 @@ class ActivationClaims:
         raise_all(errors)
 
     def _replaces(self, target: Target) -> bool:
-        """Return whether an instance will replace others that receive connections now.
-
-        Without etcd, other hosts would continue to connect to the replaced instances.
+        """Return whether an instance will replace others that receive connections now. Without
+        etcd, other hosts would continue to connect to the replaced instances.
         """
         one, instances = target.instance, self._machine.store.instances
         return one is not None and one.state == STARTING and bool(instances.of(one.front, SERVING))
@@ -155,11 +154,7 @@ class ActivationClaims:
         mirror.make_way(machine.store, machine.kernel, self._held, self._addresses(), report)
 
     def scope(self) -> Scope:
-        """Return the scope of the kernel objects that change with this activation's claims.
-
-        These are objects of networks that are new on this host, and of changed services of other
-        hosts.
-        """
+        """Return the scope of this activation's claims: new networks, services of other hosts."""
         changed = self._changed_services()
         return mirror.scope_of(self._machine.store, changed, changed)
 
@@ -434,7 +429,7 @@ def _shares(store: Store, target: Target) -> bool:
 def needed_names(
     store: Store, homes: dict[str, str], targets: Iterable[Target]
 ) -> dict[str, tuple[str, ...]]:
-    """Return {owner: names} that owners of shared namespaces must claim for the services in them.
+    """Return {owner: services}: the sharers whose names a namespace owner must claim.
 
     If a service moves to another owner on this host, the new owner claims its names after the old
     owner has released them (`behind`).
@@ -451,7 +446,7 @@ def needed_names(
 def needed_around(
     store: Store, homes: dict[str, str], names: dict[str, tuple[str, ...]]
 ) -> dict[str, Wanted]:
-    """Return the new claims of services that are not changed, but own a shared namespace.
+    """Return new claims for namespace owners that the command itself does not change.
 
     Such an owner must also claim the names of changed services that will share its namespace. An
     owner that another command is changing is left out: a new claim would make that command conclude
@@ -472,7 +467,7 @@ def behind(store: Store, services: Iterable[tuple[str, str | None]]) -> list[str
     """Return the services whose claims must be updated after services have changed their namespace.
 
     ``services`` are pairs: a changed service, and the service whose namespace it shared before, or
-    None. A service that must release names is returned before a service that must claim them.
+    None. In the result, a service that must release names precedes a service that must claim them.
     """
     concerned: dict[str, None] = {}
     for name, before in services:

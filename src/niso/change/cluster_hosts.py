@@ -325,7 +325,7 @@ def restore(machine: Machine, report: Report) -> Membership:
 
 
 def _answering(machine: Machine, own: Config, report: Report) -> Config:
-    """Return a configuration with which etcd answers. If none answers, start this host's etcd."""
+    """Return a configuration with which etcd answers. If none does, start an etcd member here."""
     try:
         with own.engine() as engine:
             engine.mark(own.keys.prefix)
@@ -419,7 +419,7 @@ def follow(machine: Machine, log: Callable[[str], None]) -> Following:
 
 
 def _mending(machine: Machine) -> Callable[[bool], None]:
-    """Return a function that repairs the encrypted network interface between the hosts.
+    """Return a function that repairs the WireGuard interface between the hosts, for the agent.
 
     The agent calls the function in a thread. With the argument false, the function repairs the
     interface only if it does not work. The function raises Error.
@@ -454,7 +454,6 @@ def end_services(machine: Machine, services: list[str]) -> None:
 
 def _tend_certificates(machine: Machine, own: Config, membership: ClusterKeys) -> None:
     """Record this host's certificate in etcd, and make its etcd member refuse revoked certificates.
-
     Does nothing if etcd has lost the cluster's data.
     """
     cluster, item = membership.cluster(), membership.host_item(own.host)
@@ -474,9 +473,8 @@ def _tend_certificates(machine: Machine, own: Config, membership: ClusterKeys) -
 def _tend(machine: Machine, engine: Etcd, whole: bool) -> None:
     """Update this host's values in etcd, and the list of etcd's members in cluster.toml.
 
-    ``whole`` is false if hosts have only joined or left. In this case only hosts with an etcd
-    member do anything, because only members check certificates. Otherwise all agents would query
-    etcd at the same time.
+    ``whole`` is false if hosts have only joined or left. Then only hosts with an etcd member do
+    anything: they alone check certificates, and all agents at once would burden etcd.
     """
     own = config.require()
     if not whole and own.member is None:

@@ -64,9 +64,9 @@ def init(
     """Create a cluster with this host as its first host.
 
     ``host`` and ``address`` are this host's name and address, or "" for the defaults. ``existing``
-    is an etcd that niso does not run. ``encrypt`` is "" or a kind in `niso.cluster.encryption`.
-    After an error, everything that was created is removed. Raises UsageError, Conflict, Error or
-    NoAnswer.
+    is an etcd that niso does not run, or None. ``encrypt`` is "" or a kind in
+    `niso.cluster.encryption`. After an error, everything that was created is removed. Raises
+    UsageError, Conflict, Error or NoAnswer.
     """
     config.way_to_encrypt(encrypt, "--encrypt")
     host = config.host_name(host or os.uname().nodename.partition(".")[0].lower(), "--name")
@@ -147,11 +147,11 @@ def _reach(existing: Reach) -> Reach:
 
 
 def invite(machine: Machine, host: str, address: str, renew: bool, member: bool = False) -> str:
-    """Return an invitation for a host: a string that contains private keys.
+    """Create an invitation with which a host can join the cluster. It contains private keys.
 
     With ``renew``, a host that is in the cluster gets new certificates. With ``member``, the host
-    may run an etcd member. The first three hosts may do so without ``member``. Raises Conflict,
-    Error, UsageError or InvalidInput.
+    may run an etcd member; the first three hosts may always do so. Raises Conflict, Error,
+    UsageError or InvalidInput.
     """
     own = require_member(machine)
     config.host_name(host, "HOST")
@@ -352,7 +352,7 @@ def _require_own(machine: Machine, address: str, key: str) -> int:
 
 
 def as_member(machine: Machine, own: Config, mtu: int) -> HostEntry:
-    """Build the entry for this host in the cluster's list of hosts in etcd. ``mtu`` is in bytes."""
+    """Return this host's entry for the cluster's list of hosts in etcd. ``mtu`` is in bytes."""
     store = machine.store
     tunnel = store.across.tunnel()
     public = tunnel.public if tunnel else ""
@@ -405,9 +405,8 @@ def _drop_authority_key() -> None:
 
 
 def _own_address() -> str:
-    """Return the address from which this host would send packets to the internet.
-
-    No packet is sent. Raises UsageError if the host has no default route.
+    """Return the address from which this host would send packets to the internet. No packet is
+    sent. Raises UsageError if the host has no default route.
     """
     for family, far in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -447,10 +446,8 @@ def leave(machine: Machine, force: bool, report: Report) -> Config:
 
 
 def _give_notice(machine: Machine, own: Config, force: bool, report: Report) -> None:
-    """Delete this host's keys from etcd, and remove its etcd member.
-
-    Raises Conflict if this host runs the only etcd member of several hosts. Raises NoAnswer unless
-    ``force`` is true.
+    """Delete this host's keys from etcd, and remove its etcd member. Raises Conflict if this host
+    runs the only etcd member of several hosts. Raises NoAnswer unless ``force`` is true.
     """
     report(AskingCluster())
     try:

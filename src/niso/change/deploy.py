@@ -92,12 +92,11 @@ class Rollout(NamedTuple):
 
 
 def rollout(machine: Machine, front: Target) -> Rollout:
-    """Return which instances a service needs, and which present instances are to be replaced.
+    """Decide which instances a step of a deploy starts, leaves unchanged and stops.
 
-    An instance stays if its process is as desired and its version is at least ``front.again``. The
-    result is for one step of a deploy. With stop-first, a step replaces one instance. Otherwise a
-    step replaces at most ``deploy.surge`` instances; if this key is not set, it replaces all. The
-    caller must have the service's lock.
+    An instance stays if its process is as desired and its version is at least ``front.again``. With
+    stop-first, a step replaces one instance. Otherwise a step replaces at most ``deploy.surge``
+    instances; if this key is not set, it replaces all. The caller must have the service's lock.
     """
     store, name = machine.store, front.name
     deploy = front.spec.program.deploy
@@ -198,10 +197,10 @@ def _is_changed(machine: Machine, front: Target, instance: Instance) -> bool:
 def needs(
     after: Mapping[str, Mapping[str, str]] | None, rollouts: Iterable[Rollout]
 ) -> dict[str, Mapping[str, str]]:
-    """Replace services by their instances in a mapping of dependencies.
+    """Return a mapping of dependencies in which services are replaced by their instances.
 
     ``after`` maps each service to its dependencies and the state that each must reach. ``rollouts``
-    are the services that have instances. Returns the new mapping.
+    are the services that have instances.
     """
     instances = {one.name: [target.name for target in one.new] for one in rollouts}
     result: dict[str, Mapping[str, str]] = {}
@@ -290,7 +289,7 @@ def record_failures(store: Store, rollouts: Iterable[Rollout], began: float, err
 
 
 def before(one: Rollout) -> Target | None:
-    """Return a service as it was before a rollout, to activate it, or None if it was inactive."""
+    """Return a service as it was before a rollout, as a target. None if it was inactive."""
     row = Intent(one.name, "activate", one.undo).before if one.undo else None
     return of_row(row)._replace(pinned=True, replace=True) if row is not None else None
 
@@ -314,7 +313,7 @@ def _require_front(store: Store, name: str) -> ServiceRow:
 def retire(machine: Machine, one: Rollout, report: Report) -> None:
     """Send no new connections to the instance that a stop-first deploy replaces in this step.
 
-    Waits at most ``deploy.drain`` until open connections have finished. Does not stop the instance.
+    Waits at most ``deploy.drain`` for open connections to finish. Does not stop the instance.
     """
     if not one.retired:
         return
@@ -330,9 +329,9 @@ def first_slots(
 ) -> Callable[[str], None]:
     """Return a function to call with each instance that has become healthy.
 
-    The function matters for services of which no instance has served yet. When all instances of
-    such a service are healthy, the function directs the service's connections to the instances. The
-    services that depend on this service may be started next.
+    The function matters for services whose first instances are starting. When all of them are
+    healthy, the function directs the service's connections to them. Then services that depend on
+    the service can be started.
     """
     new = {
         one.name: [target.name for target in one.new]
@@ -548,9 +547,9 @@ def drain(machine: Machine, names: Iterable[str], within_s: float, report: Repor
 
 
 def leave_others(machine: Machine, services: Iterable[str], report: Report) -> None:
-    """Direct new connections to other hosts that run the same services, before a stop on this host.
+    """Direct connections to other hosts that run the same services, before a stop on this host.
 
-    The instances of this host receive no new connections, and finish the open ones for at most
+    This host's instances receive no new connections, and finish the open ones within
     ``deploy.drain``. Then the service address leads to other hosts' instances. Services that run
     only on this host are skipped. The caller must have the locks of the services and of their
     instances.

@@ -160,7 +160,11 @@ def _next(watched: Iterable[_Watched], now: float) -> float:
 
 
 def _refresh(store: Store, watched: dict[str, _Watched], is_asked: bool) -> None:
-    """Read from the store which services to watch. With ``is_asked``, watch all health checks."""
+    """Read from the store which services to watch: instances, and services with ``on_unhealthy``.
+
+    With ``is_asked``, all services with a health check are watched, because a command needs
+    results.
+    """
     wanted = {}
     fronts = {one.service: one.front for one in store.instances.active(SERVING, OUT)}
     for name in {*fronts, *(store.checked_services() if is_asked else store.acted_on_services())}:
@@ -181,7 +185,7 @@ def _refresh(store: Store, watched: dict[str, _Watched], is_asked: bool) -> None
 
 
 def _look(one: _Watched, now: float) -> None:
-    """Open a pidfd of a service's new process. Start a probe of the service if one is due."""
+    """Open a pidfd for a service's process if none is open. Start a health probe if one is due."""
     if one.pidfd < 0 and now >= one.look_at:
         one.look_at = now + _RUN_LOOK_S
         state = status.read(one.service)
@@ -196,7 +200,7 @@ def _look(one: _Watched, now: float) -> None:
 
 
 def _judge(session: Session, one: _Watched, log: Log) -> None:
-    """Act on the end of a service's process, and on the answer of a health probe."""
+    """Act on the exit of a service's process, and on the result of its health probe."""
     one.end_command()
     if one.pidfd >= 0 and crun.wait_readable(one.pidfd, 0):
         one.close()
@@ -242,9 +246,8 @@ def _counts(one: _Watched) -> bool:
 
 
 def _freeze(machine: Machine, service: str) -> bool:
-    """Send no new connections to an unhealthy instance, and reset its open connections.
-
-    The last instance that receives connections is not changed. Returns whether there was a change.
+    """Send no new connections to an unhealthy instance, and reset its open connections. The last
+    instance that receives connections is not changed. Returns whether there was a change.
     """
     left = leave(machine, service, only_beside_others=True)
     if left:
@@ -253,7 +256,9 @@ def _freeze(machine: Machine, service: str) -> bool:
 
 
 def _act(session: Session, act: Callable[[Machine], bool], log: Log, done: str) -> None:
-    """Call a function in a child process. If the function returns true, log ``done``."""
+    """Call a function in a child process with its own connection to the store. If the function
+    returns true, ``done`` is logged.
+    """
     session.close()  # SQLite connections must not be carried across a fork
     pid = os.fork()
     if pid:
@@ -282,7 +287,7 @@ def leave(machine: Machine, service: str, only_beside_others: bool = False) -> b
 
 
 def serve(machine: Machine, service: str) -> bool:
-    """Send connections to an instance again. Returns false if it already receives connections.
+    """Send connections to an instance again that `leave` took out. Return whether it was out.
 
     Raises Error.
     """
@@ -295,9 +300,8 @@ def move(
     """Change an instance's recorded state from ``before`` to ``after``, and update the kernel.
 
     The state decides whether the instance receives new connections. Returns whether the state
-    changed. Nothing is changed if the instance is not in the state ``before``. With
-    ``only_beside_others``, nothing is changed if no other instance receives connections. Raises
-    Error.
+    changed. It does not change if it is not ``before``, or, with ``only_beside_others``, if no
+    other instance receives connections. Raises Error.
     """
     from niso.change.scope import concerned
     from niso.reconcile.change import change
@@ -332,7 +336,7 @@ _WITHIN_S, _PAUSE_S = 60.0, 0.5
 
 
 def ended(machine: Machine, service: str) -> None:
-    """Send no new connections to an instance whose process has ended, if no health agent runs."""
+    """Send no new connections to an instance whose process has ended. Errors are ignored."""
     with suppress(Error):  # the process is gone: its connections are refused
         leave(machine, service)
 
@@ -340,7 +344,7 @@ def ended(machine: Machine, service: str) -> None:
 def restarted(machine: Machine, service: str) -> None:
     """Send connections to a restarted instance again when it is healthy, unless the agent runs.
 
-    Gives up after a minute. A running health agent does this itself.
+    Gives up after a minute. A running health agent does the same.
     """
     from niso.change import deploy
 

@@ -212,7 +212,7 @@ def _remove_lock(store: Store, name: str) -> None:
 
 
 def begin(store: Store, services: list[str], action: str) -> None:
-    """Record a change in progress (intent) with this action for each service.
+    """Record for each service that the change ``action`` is in progress (an intent).
 
     Raises Conflict if the action would stop a service whose namespace an active service shares.
     """

@@ -79,7 +79,7 @@ def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
 
 
 def look(machine: Machine, targets: Iterable[Target]) -> list[Outside]:
-    """Resolve the DNS names in policies that have no recent recorded answer. Records nothing."""
+    """Resolve DNS names of targets' policies without a recent answer. Nothing is recorded."""
     names = _names(targets)
     if not names:
         return []
@@ -126,9 +126,9 @@ def _apply(
 ) -> list[str]:
     """Record DNS answers and update the kernel. Return the names whose addresses changed.
 
-    The caller must have niso's lock. ``unsettled`` are names whose recorded answers may not be in
-    the kernel yet. The rows are committed first, marked as unsettled. If this process is then
-    killed, the next refresh removes the nftables set elements of the earlier answer.
+    The caller must have niso's lock. The rows are committed before the kernel changes, with
+    ``settled`` false. After a kill, the next refresh passes these names as ``unsettled``, and
+    removes the set elements of the earlier answer.
     """
     store, kernel = machine.store, machine.kernel
     rows = store.outside

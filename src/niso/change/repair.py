@@ -129,8 +129,8 @@ def repair_all(machine: Machine, report: Report = silent) -> int:
 def repair_network(machine: Machine, report: Report = silent) -> int:
     """Repair the store and the kernel. Processes and interrupted changes are left unchanged.
 
-    The locks of services are not acquired, so that a systemd unit for which services wait can call
-    this. Raises the same errors as `repair_all`.
+    Does not lock services. At boot, a command that starts a service may have its lock and wait for
+    the firewall's unit, which runs this repair. Raises the same errors as `repair_all`.
     """
     errors: list[Error] = []
     with Lock():
@@ -180,9 +180,8 @@ def _recover(machine: Machine, report: Report, errors: list[Error]) -> int:
 
 
 def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int:
-    """Repair the kernel, and delete connections that niso's rules deny.
-
-    Returns the number of repairs.
+    """Repair the kernel, and delete connections that niso's rules deny. Returns the number of
+    repairs.
     """
     store, kernel, *_ = machine
     done, steps = 0, []
@@ -207,9 +206,8 @@ def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int
 
 
 def _repair_process(machine: Machine, name: str, report: Report, errors: list[Error]) -> int:
-    """Repair a service's package copy, spec.json and process. Return the number of repairs.
-
-    The caller must have locked the service.
+    """Repair a service's package copy, spec.json and process. Return the number of repairs. The
+    caller must have locked the service.
     """
     processes, row = machine.processes, machine.store.service(name)
     if row is None or not row.active or not row.has_process:

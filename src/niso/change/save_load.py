@@ -366,9 +366,8 @@ def load(
 
 
 def _staging(folder: str, kept: ExitStack) -> str:
-    """Create a locked folder into which an archive is extracted. Return the folder's path.
-
-    Closing ``kept`` removes folder and lock. The lock allows only one process to load at a time.
+    """Create a locked folder into which an archive is extracted. Return the folder's path. Closing
+    ``kept`` removes folder and lock. The lock allows only one process to load at a time.
     """
     lock = os.open(folder, files.FOLDER)
     kept.callback(os.close, lock)
@@ -543,7 +542,7 @@ class _Loading:
                 undo.callback(networks.remove, self._machine, [request.name], self._report)
 
     def place(self, undo: ExitStack) -> None:
-        """Move the packages and volumes from the staging folder to their places."""
+        """Move packages and volumes from the staging folder to their final folders."""
         for service in self._saved.services:
             source, home = os.path.join(self._staged, "services", service.name), self._home(service)
             undo.callback(files.remove_tree, home)

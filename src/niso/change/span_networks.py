@@ -167,9 +167,8 @@ def _planned(
     joined: Config,
     present: NetworkRecord | None,
 ) -> Spec:
-    """Choose the settings of a new network of the cluster.
-
-    ``present`` is this host's network of the same name, whose settings are used, or None.
+    """Choose the settings of a new network of the cluster. ``present`` is this host's network of
+    the same name, whose settings are used, or None.
     """
     fits = min((host.mtu for host in membership.hosts()), default=1500) - header(joined)
     if request.mtu is not None and request.mtu > fits:

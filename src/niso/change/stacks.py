@@ -107,9 +107,8 @@ def _in_cluster(
     report: Report,
     dry_run: bool,
 ) -> Iterator[None]:
-    """Run a ``with`` block while the stack's networks that span hosts exist in the cluster.
-
-    If the block fails, networks that were created for it are removed again.
+    """Run a ``with`` block while the stack's networks that span hosts exist in the cluster. If the
+    block fails, networks that were created for it are removed again.
     """
     from niso.change import span_networks
     from niso.cluster.engine import NoAnswer
@@ -160,9 +159,8 @@ def _joining(store: Store, stack: Stack, replace: bool) -> tuple[list[Target], S
 def _membership(
     stack: Stack, on: Container[str], left: Iterable[str] = (), replace: bool = False
 ) -> StackMembership:
-    """Return the stack membership to record for services.
-
-    ``on`` are the networks of the services, and ``left`` the services that left the stack's file.
+    """Return the stack membership to record for services. ``on`` are the networks of the services,
+    and ``left`` the services that left the stack's file.
     """
     requests = [request for name, request in stack.networks.items() if name in on]
     return StackMembership(

@@ -276,9 +276,8 @@ class _Starting:
         self._todo[:0] = [end.start._replace(stops=None) for end in over]
 
     def _has_succeeded(self, wait: Wait) -> bool:
-        """Return whether a job, or a process without restarts, has exited with status 0.
-
-        A success is recorded.
+        """Return whether a job, or a process without restarts, has exited with status 0. A success
+        is recorded.
         """
         start = wait.start
         once = start.job or (wait.well and start.row.require_process().restart == "no")

@@ -170,7 +170,6 @@ def stop(
 
 def _over(asked: Mapping[str, tuple[int, float]]) -> list[str]:
     """Wait until at least one process has exited or timed out. Return the services concerned.
-
     ``asked`` maps a service to its pidfd and the monotonic time of its timeout.
     """
     poll = select.poll()

@@ -66,11 +66,11 @@ def refuse_elsewhere(before: ServiceRow, target: Target) -> None:
 
 
 def is_beside_another(name: str, manifest_path: str, copy: str) -> bool:
-    """Return whether the folder ./NAME may have another manifest than the active service ``name``.
+    """Return whether ./NAME may have another manifest than the active service ``name``.
 
     Returns True if the active manifest is in another folder, or if a file was changed since the
-    package copy was made. The test uses the files' status change time (ctime, inode(7)), which no
-    program can set.
+    package copy was made. The test uses the change time (ctime, inode(7)), which no program can
+    set.
     """
     manifest = f"{name}/manifest.toml"
     if not os.path.exists(manifest):
@@ -89,10 +89,9 @@ def is_beside_another(name: str, manifest_path: str, copy: str) -> bool:
 
 
 def still_so(store: Store, target: Target) -> Target:
-    """Return a service to activate, after reading it from the store again now that it is locked.
+    """Read a target from the store again, because it may have changed before it was locked.
 
-    Another command may have changed the service before. A service from a manifest file is returned
-    unchanged. Raises NotFound if the service was removed.
+    A target from a manifest file is returned unchanged. Raises NotFound if the service was removed.
     """
     if target.files is None or target.files.fingerprint is not None:
         return target
@@ -137,7 +136,7 @@ def of_row(row: ServiceRow) -> Target:
 
 
 def replaced(row: ServiceRow) -> None:
-    """Raise Error if a package copy or path of a service was replaced since its activation."""
+    """Raise Error if a service's package copy, or a file or folder that it uses, was replaced."""
     from niso.runtime import sources
 
     os.close(sources.open_copy(row.package, row.name, row.manifest_path))

@@ -308,10 +308,8 @@ def _undo_records(
 
 
 def _doubt_slots(store: Store, undone: change, names: Iterable[str]) -> None:
-    """Make an undo delete the load balancing of instances that were starting.
-
-    An interrupted change may have written load balancing to the kernel before the store recorded
-    it.
+    """Make an undo delete the load balancing of instances that were starting. An interrupted change
+    may have written load balancing to the kernel before the store recorded it.
     """
     own = [one for name in names if (one := store.instances.get(name)) is not None]
     if starting := [one.service for one in own if one.state == STARTING]:
@@ -329,9 +327,8 @@ def _show_hosts(processes: Processes, shown: Iterable[ProcessSpec]) -> None:
 
 
 def _end_changed(machine: Machine, intents: list[Intent]) -> list[ProcessSpec]:
-    """Kill processes that do not match the old rows.
-
-    If only the hosts file differs, the process is kept, and its old ProcessSpec is returned.
+    """Kill processes that do not match the old rows. If only the hosts file differs, the process is
+    kept, and its old ProcessSpec is returned.
     """
     store, _, processes, _ = machine
     shown: list[ProcessSpec] = []

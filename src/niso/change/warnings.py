@@ -188,7 +188,7 @@ def _warn_of_taken(session: Session, store: Store, names: list[str]) -> None:
 
 
 def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
-    """Warn about capabilities that affect the entire machine, and root in host volumes."""
+    """Warn about capabilities that affect the entire machine, and about root in host folders."""
     for name in names:
         row = store.service(name)
         if row is None:

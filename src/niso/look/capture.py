@@ -247,7 +247,7 @@ class Tcpdump:
     """A running tcpdump with the given arguments and filter.
 
     It captures in the network namespace ``namespace``, or in the caller's if this is "". ``stdin``
-    is a descriptor. Raises Error if tcpdump is not installed, KernelError and ProcessError.
+    is an open descriptor. Raises Error if tcpdump is not installed, KernelError and ProcessError.
     """
 
     def __init__(
@@ -371,7 +371,7 @@ def _become(
 
 
 def _hide_hosts(names: Mapping[str, str]) -> None:
-    """Enter a mount namespace whose /etc/hosts contains ``names``, and which does not use DNS."""
+    """Enter a mount namespace in which only ``names`` (address to name) resolve, without DNS."""
     os.unshare(os.CLONE_NEWNS)
     root.mount(None, "/", None, _MS_REC | _MS_PRIVATE)
     folder = paths.run_dir()
@@ -420,7 +420,10 @@ class CaptureFile:
         return self._left is not None and self._left <= 0
 
     def interface(self, name: str, link: int, most: int) -> tuple[int, bytes]:
-        """Add an interface to the file. Return the interface's number and the bytes to append."""
+        """Add an interface. Return its number and the bytes to append.
+
+        ``link`` is the link type (LINKTYPE_*), and ``most`` the maximum length of captured packets.
+        """
         head = b""
         if not self._interfaces:
             head = _block(_SECTION, struct.pack("=IHHq", 0x1A2B3C4D, 1, 0, -1))
@@ -430,7 +433,10 @@ class CaptureFile:
         return number, head + _block(_INTERFACE, body)
 
     def packet(self, interface: int, time: int, data: bytes, length: int) -> bytes:
-        """Return the bytes to append for a packet, or b"" if the file is full."""
+        """Return the bytes to append for a packet, or b"" if the file is full.
+
+        ``time`` is in microseconds since 1970. ``length`` is that of the packet before it was cut.
+        """
         if self.is_full:
             return b""
         if self._left is not None:
@@ -443,7 +449,10 @@ class CaptureFile:
         return _block(_PACKET, body)
 
     def converter(self, name: str) -> Callable[[bytes], bytes]:
-        """Return a function that converts pcap data to pcapng blocks, or raises ValueError."""
+        """Return a function that converts pcap data to pcapng blocks for a new interface ``name``.
+
+        The function raises ValueError if the data are not pcap.
+        """
         rest = b""
         interface: int | None = None
 
@@ -654,9 +663,8 @@ def _by_port(
     port: int | None,
     proto: str,
 ) -> set[tuple[int, str, int]]:
-    """Return the packets to published ports that lead to the service ``to``, as for `trace_rules`.
-
-    ``port`` is the host port or the port of the service.
+    """Return (IP version, source, host port) of packets to published ports, for `trace_rules`. The
+    ports lead to the service ``to``. ``port`` is the host port or the port of the service.
     """
     known = context.services.get(to.service or "")
     found: set[tuple[int, str, int]] = set()
@@ -705,8 +713,8 @@ def stages(
 ) -> list[Stage]:
     """Return the chains that decided something about a traced packet, in order.
 
-    The text of a policy chain names the policy entry that decides. If NAT changed an address or a
-    port, a stage after the chain that did so has the new one.
+    The text of a policy chain names the policy entry that decides. After a chain whose NAT changed
+    an address or a port, a further stage has the new value.
     """
     result: list[Stage] = []
     now: _Ends | None = None
@@ -738,7 +746,7 @@ def _shown(reader: FlowReader, address: str, port: int | None) -> str:
 
 
 def _records(step: TraceStep, word: str) -> bool:
-    """Return whether a step of a chain of niso neither drops a packet nor decides about it."""
+    """Return whether a step in a chain of niso only records a packet, without deciding about it."""
     if step.table not in (INET, BRIDGE) or word == "drop":
         return False
     if step.chain.startswith(("check_", "classed_")):

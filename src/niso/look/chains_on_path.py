@@ -114,7 +114,7 @@ def of_packet(
 ) -> OtherFirewalls | None:
     """Return what other programs' chains do to a packet and its replies.
 
-    Returns None if niso drops the packet or no chain of this host sees it.
+    Returns None if niso drops the packet, or if it traverses no chain of this host.
     """
     packet, verdict = explained.packet, explained.verdict
     sender, receiver = (
@@ -206,7 +206,7 @@ def of_ports(
 def _touching(
     source: ForeignChains, chains: list[Chain], network: NetworkRecord, family: int, proto: str
 ) -> list[Chain]:
-    """Return the chains with a rule that drops packets because of an address or port."""
+    """Return the chains with a rule that drops some packets to a network by address or port."""
     nothing = _Ends(None, None, None, None)
     touching = []
     for chain in chains:
@@ -274,10 +274,10 @@ def _outside(
 def _steps(
     kernel: Kernel, context: PolicyContext, explained: ExplainedPacket
 ) -> Iterator[tuple[set[int], _Way, dict[bool, PacketBits]]]:
-    """Yield the hooks that a packet and its reply pass, in order, each with the families of its
-    chains.
+    """Yield (families, hook, packet) for each hook that a packet and its reply traverse, in order.
 
-    Each result also has the packet after DNAT (key False) and before DNAT (key True).
+    ``families`` are the nftables families whose chains the kernel evaluates at the hook. The packet
+    is given as {False: after DNAT, True: before DNAT}.
     """
     packet, verdict = explained.packet, explained.verdict
     receiver = verdict.receiver.address
@@ -335,7 +335,7 @@ def _steps(
 
 
 def _replies(ways: Iterable[_Way]) -> Iterator[_Way]:
-    """Yield the hooks that filter a packet's replies, given those that the packet passes."""
+    """Yield the hooks that filter a packet's replies, from the hooks of the packet itself."""
     other = {"forward": "forward", "input": "output", "output": "input"}
     for way in ways:
         if way.hook in other:
@@ -396,7 +396,7 @@ def _routed(
 
 
 def _headers(packet: Packet, ends: _Ends, is_reply: bool) -> dict[int, Bits]:
-    """Return the known bits of a packet's headers, by header number (NFT_PAYLOAD_*_HEADER)."""
+    """Return (headers, masks of known bits) of a packet, by NFT_PAYLOAD_*_HEADER."""
     start, width, at = (12, 4, 9) if packet.family == 4 else (8, 16, 6)
     data, known = bytearray(start + 2 * width), bytearray(start + 2 * width)
     data[at], known[at] = _number(packet), 0xFF

@@ -107,8 +107,8 @@ def check(
 def problems(machine: Machine) -> dict[str, int] | None:
     """Count the problems of each kind, without niso's lock. Raises KernelError.
 
-    Only problems that several comparisons in a row find are counted. Returns None if objects
-    vanished during each comparison.
+    Only problems that several comparisons in a row find are counted: a running command causes
+    others. Returns None if objects disappeared during each comparison.
     """
     lasting: set[tuple[Problem, str]] | None = None
     for turn in range(_LOOKS):
@@ -129,9 +129,8 @@ def problems(machine: Machine) -> dict[str, int] | None:
 
 
 def _others(machine: Machine, name: str | None) -> list[Finding]:
-    """Return settings of other programs that block packets of services.
-
-    ``name`` limits the check to one service or network.
+    """Return settings of other programs that block packets of services. ``name`` limits the check
+    to one service or network.
     """
     store, kernel = machine.store, machine.kernel
     networks, active = _concerned(store, name)
@@ -198,7 +197,7 @@ def full_neighbour_tables(before: Iterable[Table], now: Iterable[Table]) -> list
 
 
 def unpublished_ports(machine: Machine, name: str | None) -> list[tuple[str, str]]:
-    """Return a warning and the next step for each port that its service has lost to a forward.
+    """Return a warning and the next step for each manifest port that is no longer published.
 
     A `niso port-forward` took the host port, and no longer exists. An activation publishes the port
     again. ``name`` limits the check to one service or network.
@@ -329,7 +328,6 @@ def _own(machine: Machine, name: str | None, may_be_on: Container[str] | None) -
 
 def _scope(store: Store, name: str) -> tuple[Scope, list[str]]:
     """Return the objects to compare for a service or network, and the service if it is active.
-
     Raises NotFound if ``name`` is neither a service nor a network.
     """
     if store.network(name) is not None and store.name_holder(bare_name(name)) is None:
@@ -358,9 +356,8 @@ def _finding(defect: store_defects.Defect) -> Finding:
 
 
 def _interrupted(store: Store, only: str | None = None) -> list[Finding]:
-    """Return a problem for each service whose last command was killed.
-
-    ``only`` limits the check to one service.
+    """Return a problem for each service whose last command was killed. ``only`` limits the check to
+    one service.
     """
     return [
         Finding(
@@ -426,7 +423,7 @@ def _processes(machine: Machine, active: list[str]) -> list[Finding]:
 
 
 def of_service(processes: Processes, row: ServiceRow) -> Finding | None:
-    """Return the problem of a service's process or None. For a job, an exit is not a problem."""
+    """Return the problem of a service's process, or None. The exit of a job is not a problem."""
     finding = processes.defect(row.name)
     if finding is not None and row.is_job and finding.defect not in (UNKNOWN, BLIND):
         return None
@@ -434,7 +431,7 @@ def of_service(processes: Processes, row: ServiceRow) -> Finding | None:
 
 
 def of_package(row: ServiceRow) -> Finding | None:
-    """Return a problem if a service's copy of its package is missing, unusable or empty."""
+    """Return a finding if a service's package copy is missing, unusable or empty, else None."""
     what = f"package copy {row.package} of service {row.name!r}"
     if not os.path.isdir(row.package):
         return Finding("missing", what, row.activation_command)
@@ -501,5 +498,5 @@ def ended(kernel: Kernel, attachments: Iterable[AttachedRow]) -> set[str]:
 
 
 def shown(attached: AttachedRow) -> str:
-    """Return an attachment's owner and the start of the owner's id: ``podman b186d057f65e``."""
+    """Return an attachment's owner and the start of its id: ``podman b186d057f65e``."""
     return f"{attached.owner} {attached.id[:12]}".strip()

@@ -270,7 +270,7 @@ def _policy_drops() -> tuple[_Counts | None, _Counts]:
 
 
 def _foreign() -> dict[str, int] | None:
-    """Count frames dropped for a forged source, by bridge port. Returns None without the table."""
+    """Return {bridge port: frames dropped for a forged source}, or None without niso's table."""
     with Nfnetlink() as kernel:
         if kernel.all_of(ruleset.BRIDGE, "owner") is None:
             return None

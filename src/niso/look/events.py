@@ -94,9 +94,8 @@ class Events(ResultStream):
         self._watches.close()
 
     def _folded(self) -> tuple[bool, list[TableChange] | None]:
-        """Collect changes until none arrives for a short time.
-
-        Returns whether anything changed, and changes of nftables (None if the kernel skipped some).
+        """Collect changes until none arrives for a short time. Returns whether anything changed,
+        and changes of nftables (None if the kernel skipped some).
         """
         changed, every = self._watches.read()
         end = time.monotonic() + _LONGEST_S

@@ -71,8 +71,8 @@ class Flow(NamedTuple):
     """All flows from one address to one port of another address, after DNAT.
 
     Either all of these flows passed, or all were dropped (``was_dropped``). If a service at one end
-    no longer exists (``gone``), the fields of its policy entry are None, because its policy is
-    unknown. Only what drops a packet before the receiver's policy could is still named.
+    no longer exists (``gone``), its policy is unknown. The fields of the policy entry are then
+    None, unless the kernel dropped the flow before it evaluated the receiver's policy.
     """
 
     from_: FlowEnd  # source of the flows
@@ -185,7 +185,9 @@ def remembered(kernel: Kernel, context: PolicyContext, with_open: bool = True) -
 def _is_before_receiver(
     context: PolicyContext, source: str, destination: str, reason: Reason | None
 ) -> bool:
-    """Return whether ``reason`` drops a service's packets before the receiver's policy could."""
+    """Return whether ``reason`` explains a drop even though the receiver no longer exists. The
+    reason must be the policy or the internal network of the sender.
+    """
     sender, entered = holder_of(context, source) or (None, "")
     if sender is None or reason is None:
         return False
@@ -231,7 +233,7 @@ _MOST_NAMED = 4
 
 
 def few(names: Mapping[str, int]) -> str:
-    """Return a list of the first names, and how many others there are."""
+    """Return the first names as a string such as ``a, b and 3 others``."""
     others = len(names) - _MOST_NAMED
     shown = ", ".join(itertools.islice(names, _MOST_NAMED))
     return f"{shown} and {others} others" if others > 0 else shown
@@ -240,9 +242,9 @@ def few(names: Mapping[str, int]) -> str:
 def sources_beyond(
     memory: Memory, reader: FlowReader, denied: bool | None = None
 ) -> dict[str, int]:
-    """Count the flows that were not recorded because of a share, by the name of their source.
+    """Return {source: number of flows not recorded because its share was used up}, highest first.
 
-    The highest count is first. With ``denied``, only refused flows are counted, or only others.
+    ``denied`` selects only refused flows (True) or only others (False).
     """
     counts: dict[str, int] = {}
     for (set_, source), lost in memory.beyond.items():
@@ -253,7 +255,7 @@ def sources_beyond(
 
 
 class FlowReader:
-    """A reader that adds names, verdict and deciding policy entry to flows, with a cache."""
+    """Adds names, verdict and the deciding policy entry to recorded flows. Caches its results."""
 
     def __init__(self, context: PolicyContext, instances: bool = False) -> None:
         self.context = context
@@ -300,7 +302,7 @@ class FlowReader:
         return self._ends[address]
 
     def shown(self, key: Key) -> Key:
-        """Replace the addresses of instances in a flow's key by those of their service."""
+        """Replace the addresses of instances in a flow's key by their service's addresses."""
         return self.end(key[0]).address, self.end(key[1]).address, *key[2:]
 
     def flow(self, key: Key, passes: bool, direct: bool = False) -> Flow:
@@ -349,7 +351,7 @@ class FlowReader:
         )
 
     def _named(self, sender: str, to: FlowEnd, port: int, proto: str) -> FlowEnd:
-        """Name an outside address by the DNS name in the sender's own policy, if there is one."""
+        """Give an address outside niso the DNS name that the sender's policy has for it, if any."""
         known = self.context.services.get(sender)
         if known is None:
             return to
@@ -377,9 +379,8 @@ class FlowReader:
         return published_at(its, port, family_of(destination), from_.address)
 
     def _part(self, services: frozenset[str], passes: bool) -> PolicyContext:
-        """Return only the policies of the given services, because fewer are evaluated faster.
-
-        For flows that passed, a DNS name in a policy also stands for its former addresses.
+        """Return the context with the policies of some services only, because this is faster. For
+        flows that passed, a DNS name in a policy also stands for its former addresses.
         """
         if (services, passes) not in self._parts:
             context = self.context
@@ -510,10 +511,9 @@ def closed(
 ) -> Reason | None:
     """Return why no packet can get from one address to a port of another, or None if one can.
 
-    Only networks and published ports are considered, not policies. Flows are recorded after DNAT: a
-    flow through a published port looks like a flow to the service's own address. A flow from
-    another machine always came through a published port. If ``across`` is true, flows between
-    services on different networks are assumed to come through a published port too.
+    Considers networks and published ports, but not policies. Recorded flows have the addresses
+    after DNAT. A flow from another machine therefore counts as one through a published port. With
+    ``across``, this also applies to flows between services on different networks.
     """
     path = decide(context, source, destination, port, proto).path
     sender, receiver = (holder_of(context, end) for end in (source, destination))
@@ -535,7 +535,7 @@ def refusal(
     port: int | None,
     direct: bool = False,
 ) -> Reason | None:
-    """Return the first check, in the kernel's order, that drops a packet, or None if none does.
+    """Return the first check, in the kernel's order, that drops a packet, or None.
 
     The addresses are those after DNAT. With ``direct``, another machine sent the packet to the
     address of a service, which is refused even if the service publishes the port.
@@ -562,7 +562,7 @@ def read(
     with_open: bool = True,
     instances: bool = False,
 ) -> tuple[PolicyContext, list[Flow], Memory]:
-    """Read the policies, the recorded flows, and what the kernel has recorded of them.
+    """Return the policies, the recorded flows with names, and the `Memory` of the flows.
 
     If ``since`` (Unix time) is given, only flows that are open or began later are returned. With
     ``instances``, flows of instances (replicas) are listed separately.
@@ -626,9 +626,8 @@ def forget(session: Session, name: str | None, denied: bool) -> None:
 
 
 def _home(store: Store, name: str) -> str:
-    """Return the service that owns the network namespace and addresses of a given service.
-
-    Raises Error if this namespace has no addresses.
+    """Return the service that owns the network namespace and addresses of a given service. Raises
+    Error if this namespace has no addresses.
     """
     home = store.home(store.resolve(name))
     row = store.service(home)

@@ -89,9 +89,9 @@ def of_policies(
     """Draw what policies and published ports allow, whether or not there is traffic.
 
     ``states`` is as in `of_traffic`. A published port has an edge from each kind of client that may
-    use it, or to which an entry denies it. Between two services of one network, each deny entry is
-    an edge, and each range of ports that allow entries let through. Packets that no entry mentions
-    are not drawn.
+    use it, and from each client to which an entry denies it. Between two services of one network,
+    there is an edge for each deny entry, and for each range of ports that allow entries let
+    through. Packets that match no entry are not drawn.
     """
     known = [
         service
@@ -118,8 +118,8 @@ def of_policies(
 
 
 def _clients(context: PolicyContext, receiver: KnownService, port: PortMapping) -> Iterator[Edge]:
-    """Yield an edge from each client outside that may use a published port, and from each that an
-    entry denies the port. Parts of a range of ports with different clients are separate edges.
+    """Yield an edge from each outside client that may use a published port, or to which an entry
+    denies it. If parts of a range of ports have different clients, each part has its own edges.
     """
     own, first = receiver.policy, port.container_port
     after = first + port.count
@@ -148,8 +148,8 @@ def _clients(context: PolicyContext, receiver: KnownService, port: PortMapping) 
 def _users(
     context: PolicyContext, receiver: KnownService, port: PortMapping, about: list[Entry]
 ) -> Iterator[tuple[str, str]]:
-    """Yield the clients of a published port, each as the text of a box in the graph, and their
-    verdicts. ``about`` are the entries of the ingress policy that match the port.
+    """Yield (client, verdict) for the clients of a published port. A client is the text of its box
+    in the graph. ``about`` are the entries of the ingress policy that match the port.
     """
     if port.host_ip and ipaddress.ip_address(port.host_ip).is_loopback:
         yield HOST, PASS
@@ -224,10 +224,10 @@ def _whole(entry: Entry) -> Entry:
 def _passing(
     context: PolicyContext, ends: tuple[str, str], about: list[tuple[Entry, str]], cuts: list[int]
 ) -> Iterator[tuple[str, str]]:
-    """Yield the label and verdict of each range of ports of allow entries on which packets pass.
+    """Yield (label, verdict) for each range of ports of allow entries on which packets pass.
 
-    ``about`` are the entries, each with the address of its peer. Between two ports of ``cuts`` the
-    verdict is the same for all ports.
+    ``about`` are the entries, each with the address of its peer. ``cuts`` are the ports at which
+    the verdict may change.
     """
 
     def word(port: int | None, proto: str) -> str:
@@ -373,8 +373,8 @@ def dot(
 ) -> str:
     """Render the picture in Graphviz's language (dot(1)).
 
-    ``marks`` maps services to their health, or "", and to words about their policy, or "".
-    ``first`` is the number of the first group, which determines its colour.
+    ``marks`` maps services to (health, note about the policy); both may be "". ``first`` is the
+    number of the first group, which determines its colour.
     """
     groups, others, edges = picture
     lines = [
@@ -442,7 +442,7 @@ def graph(
 def pages(picture: Picture) -> list[Picture]:
     """Split a picture of many services into a page for each group of networks.
 
-    On each page, services of other groups are drawn as other addresses are.
+    On each page, a service of another group is a node like any other address.
     """
     groups, others, edges = picture
     if sum(len(nodes) for _, nodes in groups) <= _MOST_ON_PAGE:

@@ -25,7 +25,7 @@ HOLDERS = ("podman",)  # owners of attachments whose own programs listen on publ
 def published_by(row: ServiceRow) -> tuple[records.PortMapping, ...]:
     """Return the ports in a service's manifest at its last activation.
 
-    If the service's row in the database is damaged, returns no ports.
+    Empty if the service's row in the database is damaged.
     """
     spec = row.service
     return tuple(published.port for published in spec.network.ports) if spec is not None else ()
@@ -37,11 +37,10 @@ def taken(
     wanted: Iterable[records.PortMapping],
     published: Container[records.PortMapping],
 ) -> list[tuple[records.PortMapping, str, records.PortMapping]]:
-    """Return the host ports of a manifest that a `niso port-forward` of any service has taken.
+    """Return the manifest's host ports that a `niso port-forward` of any service has taken.
 
-    ``wanted`` are the manifest's ports, and ``published`` the ports that ``service`` published
-    before. Each result has the manifest's port, the service with the port-forward, and the port of
-    that port-forward.
+    ``wanted`` are the manifest's ports, and ``published`` those that ``service`` published before.
+    Each result is (port of the manifest, service with the port-forward, its port).
     """
     gone = [
         port
@@ -58,7 +57,7 @@ def taken(
 
 
 def unpublished(store: Store, service: str) -> list[records.PortMapping]:
-    """Return the ports of a manifest that a former `niso port-forward` has taken away."""
+    """Return manifest ports that are not published because a former port-forward took them."""
     row = store.service(service)
     wanted = published_by(row) if row is not None else ()
     lost = [
@@ -75,7 +74,7 @@ def unpublished(store: Store, service: str) -> list[records.PortMapping]:
 
 
 def same_place(one: records.PortMapping, other: records.PortMapping) -> bool:
-    """Return whether two published ports clash, on the same host address or on all addresses."""
+    """Return whether two published ports clash on the same host address, or on all addresses."""
     alike = one.host_ip == other.host_ip or (one.is_wide and other.is_wide)
     return alike and one.clashes(other)
 

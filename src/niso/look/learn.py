@@ -84,9 +84,9 @@ def learn_flows(
 ) -> LearnedPolicy:
     """Derive a policy for a service that allows its recorded flows.
 
-    ``gap`` says why flows may be missing. If it is not "", no entry of the present policy is left
-    out because no recorded flow used the entry. ``hidden`` are sources of which not all flows are
-    recorded: an entry that allows their flows is neither left out nor narrowed.
+    ``gap`` says why flows may be missing. If it is not "", entries of the present policy stay even
+    if no recorded flow used them. ``hidden`` are sources of which some flows were not recorded:
+    entries that allow their flows stay unchanged.
     """
     context = context._replace(outside=context.outside_ever)
     others = [s for s in seen if s.from_.service != s.to.service]
@@ -180,7 +180,7 @@ class _Learner:
                 yield _line(entry.text, (), False, "in the manifest; nothing used it")
 
     def _hides(self, entry: Entry, egress: bool) -> bool:
-        """Return whether flows that were not recorded may have used an entry."""
+        """Return whether a flow that was not recorded may have used an entry."""
         if self._gap == NOT_ALL:
             return True
         if egress:
@@ -196,9 +196,8 @@ class _Learner:
         )
 
     def _helps(self, seen: Flow, egress: bool) -> str | None:
-        """Return None if an entry in this list does not change that a flow is denied.
-
-        Otherwise returns the other policy that denies the flow too, or "".
+        """Return a string if an allow entry in this list would help a denied flow, else None. The
+        string names the other end's entry that denies the flow too, or is "".
         """
         ends = seen.id[:2]
         if seen.gone or flows.closed(self._context, *ends, seen.proto, seen.port, across=True):
@@ -223,8 +222,8 @@ class _Learner:
     def _groups(
         self, rows: Iterable[Flow], egress: bool
     ) -> tuple[dict[_PeerPorts, list[Flow]], list[Flow]]:
-        """Group flows by the new entry that would allow them. Flows of deleted services are
-        separate.
+        """Group flows by the entry that would allow them. Returns the groups, and the flows that no
+        entry can allow: their service was deleted, or their port is no longer published.
         """
         groups: dict[_PeerPorts, list[Flow]] = {}
         outside: dict[tuple[int, str, int], list[Flow]] = {}
@@ -357,8 +356,8 @@ class _Learner:
 
 
 def _denying(reason: verdict.Reason) -> str:
-    """Return the short key of the policy entry that denies a flow, or "" if none denies the flow.
-    A policy in audit mode counts as if it were enforced.
+    """Return the short key of the policy entry that denies a flow, or "". A policy in audit mode
+    counts as if it were enforced.
     """
     denies = not reason.passes or reason.audits
     return reason.key.removeprefix("network.policy.") if denies else ""
@@ -617,7 +616,7 @@ _OWN = ("network", "policy")
 
 
 def _place(store: Store, row: ServiceRow) -> _Place:
-    """Return the file and the table in which a service's policy belongs, even if it has none.
+    """Return the file and the table to which a service's policy belongs, even if it has none yet.
 
     The policy of a [[service]] in a stack.toml is usually in the manifest of its package. The
     policy is in the stack.toml if this file has a policy for the service or uses the package twice.

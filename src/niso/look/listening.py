@@ -214,9 +214,8 @@ def unheard(
 
 
 def _runners(store: Store, service: str) -> list[str]:
-    """Return the running instances of a service that receive traffic.
-
-    A service without instances is returned itself if it runs.
+    """Return the running instances of a service that receive traffic. A service without instances
+    is returned itself if it runs.
     """
     row = store.service(service)
     if row is None or not row.active:

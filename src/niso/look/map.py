@@ -164,7 +164,7 @@ class Map(Metered):
 
     @guarded
     def glance(self) -> None:
-        """Record the traffic of services once a minute, for the field ``past``.
+        """Measure the traffic of services at most once a minute, for the field ``past``.
 
         Reads only the counters of interfaces.
         """
@@ -356,10 +356,10 @@ Pair = tuple[str, str, bool]  # the names of source and destination, and whether
 
 
 def bounded(memory: Memory, reader: FlowReader) -> tuple[Memory, dict[Pair, int]]:
-    """Limit the number of flows so that each pair of source and destination keeps its latest flows.
+    """Limit the number of flows: the latest of each pair of source and destination stay.
 
-    Open flows are limited to those with most connections. All other machines count as one name.
-    Also returns the number of flows of each pair that were left out.
+    Of the open flows, those with most connections stay. All other machines count as one name. Also
+    returns the number of flows of each pair that were left out.
     """
     left_out: dict[Pair, int] = {}
 
@@ -369,7 +369,7 @@ def bounded(memory: Memory, reader: FlowReader) -> tuple[Memory, dict[Pair, int]
         return from_, to, passes
 
     def bound(keys: Iterable[Key], most: int, passes: bool) -> set[Key]:
-        """Choose from ``keys``, best first: first the best of each pair, then each second."""
+        """Choose at most ``most`` keys: the first of each pair, then the second, and so on."""
         pairs: dict[Pair, list[Key]] = {}
         for key in keys:
             pairs.setdefault(pair(key, passes), []).append(key)

@@ -291,7 +291,7 @@ def frame(bridge: Bridge, family: int) -> PacketBits:
 
 
 def is_bridged(kernel: Kernel, network: NetworkRecord, family: int) -> bool:
-    """Return whether frames within a bridge also traverse the chains for routed packets."""
+    """Return whether frames within a bridge also traverse the chains of ip, ip6 and inet tables."""
     return network.publishes or kernel.sysctl(_BRIDGED[family]) == "1"
 
 
@@ -499,7 +499,7 @@ def _is_end(load: RegisterLoad) -> bool:
 
 
 def _matches(expression: Expression, packet: PacketBits, registers: _Registers) -> bool | None:
-    """Evaluate an expression of a rule. Return whether it matches, or None if that is unknown."""
+    """Return whether an expression of a rule matches a packet, or None if that is unknown."""
     match expression:
         case RegisterLoad():
             registers.write(expression.register, _loaded(expression, packet))
@@ -667,7 +667,7 @@ def _forwarding(link: str) -> str:
 def narrowed(ways: list[str], policy: Policy | None) -> list[str]:
     """Add a policy's restrictions to the lines that say who can reach a published port.
 
-    The first line is about this host, which no policy restricts.
+    The first line of ``ways`` is about this host, which no policy restricts.
     """
     if policy is None or len(ways) < 2:
         return ways

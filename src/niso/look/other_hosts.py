@@ -212,9 +212,8 @@ def with_remote(
 
 
 def _require_within(here: PolicyContext, source: str, destination: str) -> None:
-    """Raise Error if another host's service sends to an address outside the cluster.
-
-    This host does not know the routes of the other host.
+    """Raise Error if another host's service sends to an address outside the cluster. This host does
+    not know the routes of the other host.
     """
     sender = holder_of(here, source)
     if sender is not None and sender[0].host and holder_of(here, destination) is None:

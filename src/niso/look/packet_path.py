@@ -150,9 +150,8 @@ def resolve_both(store: Store, source: str, destination: str) -> tuple[PacketEnd
 def resolve(store: Store, text: str, asker: str | None = None) -> PacketEnd:
     """Return the `PacketEnd` for ``host``, an address, or a service's name, hostname or alias.
 
-    If a service is given as ``asker``, a name is looked up first on the networks of this service.
-    Raises Error for an unknown name or a service without a network. Raises UsageError for an
-    unusable address.
+    With a service as ``asker``, a name is looked up first on this service's networks. Raises Error
+    for an unknown name or a service without a network. Raises UsageError for an unusable address.
     """
     if bare_name(text) == HOST:
         return PacketEnd()
@@ -428,7 +427,7 @@ def other_family(
 
 
 def _walks(context: PolicyContext, packet: Packet, sender: KnownService | None) -> bool:
-    """Return whether a packet leaves its sender's namespace, so that policies apply to it."""
+    """Return whether a packet leaves its sender's namespace. Only then do policies apply to it."""
     if sender is None:
         return not is_host(context, packet.source)
     to = packet.destination
@@ -446,10 +445,10 @@ def _path(
     sender: KnownService | None,
     receiver: KnownService | None,
 ) -> tuple[_Rules, _Rules, _Rules]:
-    """Return the nftables objects on a packet's path.
+    """Return the nftables objects on a packet's path, as three tuples.
 
-    The results are all objects, the rules that drop the packet before policies are evaluated, and
-    the rules that drop it afterwards.
+    They are all objects on the path, the rules that drop the packet before policies are evaluated,
+    and the rules that drop it afterwards.
     """
     family = packet.family
     raw, word = ("raw", "ip") if family == 4 else ("raw6", "ip6")
@@ -523,7 +522,7 @@ def _dropping(
     raw: str,
     inside: str,
 ) -> tuple[_Rules, _Rules]:
-    """Return the rules that drop a packet before policies are evaluated, and the rules after."""
+    """Return the rules that drop a packet: before policies are evaluated, and afterwards."""
     is_within = entered is not None and reached is not None and reached.name == entered.name
     if entered and entered.internal and not is_within:
         return _static(ruleset.INET, "forward", "out of an internal network"), ()
@@ -557,7 +556,7 @@ def _passing(
 
 
 def _static(table: str, chain: str, fragment: str, last: int = 0) -> _Rules:
-    """Return a chain's first fixed rule that contains ``fragment``, or the last if ``last``."""
+    """Return a chain's first rule that contains ``fragment``, or the last if ``last`` is set."""
     rules = ruleset.rules_of(table, chain)
     found = [
         Object(table, chain, text, place) for place, text in enumerate(rules) if fragment in text
@@ -573,9 +572,8 @@ def _object(element: Element) -> Object:
 def _port_elements(
     store: Store, sender: KnownService, receiver: KnownService, network: NetworkRecord, address: str
 ) -> _Rules:
-    """Return the nftables elements by which a bridge port accepts a source address of a service.
-
-    On the receiver's host, the port of a service of another host is the network's VXLAN device.
+    """Return the nftables elements by which a bridge port accepts a source address of a service. On
+    the receiver's host, the port of a service of another host is the network's VXLAN device.
     """
     service, row = sender.name, store.service(sender.name)
     lets = (f"sources{family_of(address)}", *ruleset.CLAIMS)
@@ -637,9 +635,8 @@ def _published(
 def _to_instances(
     store: Store, context: PolicyContext, packet: Packet, verdict: Verdict
 ) -> list[Object]:
-    """Return the nftables objects that lead a packet from a service address to an instance.
-
-    The last object is the slot of the instance, or the rule that chooses a slot by source port.
+    """Return the nftables objects that direct a packet from a service address to an instance. The
+    last object is the slot of the instance, or the rule that chooses a slot by source port.
     """
     name, address = verdict.destination
     network, family = network_of(context, address), family_of(address)

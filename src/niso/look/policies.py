@@ -96,7 +96,7 @@ def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEnt
 
 
 def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set[str]]:
-    """Return a policy's counters by manifest key of the entry, and the keys that allow packets."""
+    """Return {manifest key: counters} of a policy's entries, and the keys that allow packets."""
     listed = {entry.key for entry in policy.entries()}
     passing = {e.key for e in (*(policy.allow_from or ()), *(policy.egress_allow or ()))}
     counts: dict[str, list[_Count]] = {entry.key: [] for entry in policy.entries()}
@@ -153,7 +153,7 @@ def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]
 
 
 def _narrower(text: str | None, counts: Iterable[_Count]) -> str:
-    """Return a suggestion to narrow an entry of which only one protocol was used, or ""."""
+    """Return a suggestion to limit an entry to the only protocol that was used, or ""."""
     if text is None or "/" in text.rpartition(":")[2] or ":" not in text:
         return ""
     used = set()
@@ -203,7 +203,7 @@ def _audit(name: str, until: int, lasts: bool) -> Warning_:
 
 
 def _end_text(until: int) -> str:
-    """Return the end of an audit for a message, as words that can follow "until"."""
+    """Return the end of an audit as words that can follow "until" in a message."""
     return "the manifest ends it" if until == policy_rules.NEVER else local_time_text(until)
 
 
@@ -430,10 +430,10 @@ def _addresses(after: PolicyContext, end: FlowEnd) -> list[tuple[str, str]]:
 
 
 def _moved(after: PolicyContext, seen: Flow, by_port: bool) -> tuple[str, str] | None:
-    """Return the new addresses of a flow whose service has left its network, or None.
+    """Return new addresses (source, destination) for a flow whose service has left its network.
 
-    If source and destination share a network, the addresses are on it. Otherwise the first network
-    of each service is used.
+    Returns None if there are none. If source and destination share a network, the addresses are on
+    it. Otherwise the first network of each service is used.
     """
     if seen.from_.service and seen.to.service and not by_port:
         for network, address in _addresses(after, seen.to):

@@ -258,7 +258,7 @@ def ping(session: Session, source: str, destination: str) -> Pong:
 
 
 def _without_icmp(context: PolicyContext, verdict: Verdict, reason: Reason) -> Entry | None:
-    """Return the allow entry, if any, that allows some ports of the peer and therefore no ICMP."""
+    """Return the entry that allows only some ports of a peer, so that ICMP is denied, or None."""
     if not reason.service or reason.text:  # a deny entry explains enough
         return None
     policy = context.services[reason.service].policy

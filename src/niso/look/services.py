@@ -217,9 +217,8 @@ class Deploy(NamedTuple):
 
 
 def _user_of(login_uid: int | None, sudo_user: str) -> str:
-    """Format who ran a command: the login user, and the user of sudo if different.
-
-    Returns "" if both are unknown.
+    """Format who ran a command: the login user, and the user of sudo if different. Returns "" if
+    both are unknown.
     """
     login = ""
     if login_uid is not None:
@@ -233,7 +232,7 @@ def _user_of(login_uid: int | None, sudo_user: str) -> str:
 
 
 def deploys(store: Store, name: str | None) -> tuple[Deploy, ...]:
-    """Return the recorded deploys of one service, oldest first. If ``name`` is None, return all."""
+    """Return the recorded deploys of a service, oldest first. None as name means all services."""
     serving = {(one.front, one.version) for one in store.instances.active(SERVING, OUT)}
     known = store.instances.deploys(name)
     fronts = {one.front for one in store.instances.all()}
@@ -483,7 +482,7 @@ def _front_restarts(store: Store, row: ServiceRow) -> int | None:
 def front_health(store: Store, front: str, healths: Mapping[str, Health]) -> Health:
     """Return the worst health among the instances of a service.
 
-    If several instances have this health, the result is about the one with the oldest probe.
+    Of several instances with this health, the one with the oldest probe is chosen.
     """
     from niso.runtime.health import Health
 
@@ -495,7 +494,7 @@ def front_health(store: Store, front: str, healths: Mapping[str, Health]) -> Hea
 
 
 def fate(session: Session, store: Store, row: ServiceRow) -> str:
-    """Return "attached" or "gone": whether the namespace of an attachment still exists."""
+    """Return "attached" if the namespace of an attachment still exists, otherwise "gone"."""
     attached = store.attachments.get(row.name)
     if not row.active or attached is None:
         return "gone"
@@ -737,7 +736,7 @@ _COMMANDS = {"stop": "deactivate", "remove volumes": "remove", "ports": "port-fo
 
 
 def command_of(intent: Intent) -> str:
-    """Return the name of the command that began a change, from the record of the change."""
+    """Return the name of the command that began a recorded change, for messages."""
     return _COMMANDS.get(intent.action, intent.action)
 
 

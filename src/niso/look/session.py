@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def joined() -> Config | None:
-    """Return this host's access to its cluster, or None without a cluster. Raises Error."""
+    """Return the cluster.toml of this host, or None outside a cluster. Raises Error."""
     from niso.cluster import config
 
     return config.load()
@@ -58,8 +58,8 @@ class Session:
     def require(self) -> None:
         """Raise Conflict if this session cannot be used.
 
-        The reason is another thread or process, changed folders of this process, or a missing
-        database although kernel objects or processes of niso exist.
+        Reasons are a call from another thread or process, changed folders of this process, and a
+        missing database although kernel objects or processes of niso exist.
         """
         if self._owner != _here():
             raise Conflict(
@@ -379,7 +379,7 @@ def moment(value: object, what: str) -> float:
 
 
 def since_time(since: str | None) -> float | None:
-    """Convert the argument ``since`` as `moment` does, or return None. Raises UsageError."""
+    """Convert the argument ``since`` as `moment` does. None stays None. Raises UsageError."""
     return None if since is None else moment(since, "--since")
 
 
@@ -390,7 +390,7 @@ def callers() -> set[int]:
 
 
 def user_of(user: str | None) -> Any:
-    """Parse the value of ``exec --user``. Returns None for None. Raises UsageError."""
+    """Parse the value of ``exec --user``. None stays None. Raises UsageError."""
     from niso.manifest import values
 
     given = None if user is None else text(user, "user")

@@ -19,7 +19,7 @@ def load(
     owners: Collection[int] | None = None,
     together: Callable[[Stack], None] = lambda _: None,
 ) -> Stack:
-    """Read and validate a stack.toml, its manifests and its networks, as `stack.load` does."""
+    """Read and validate a stack.toml, its manifests and its networks. See `stack.load`."""
     return stack.load(path, _network_errors, owners, together)
 
 
@@ -106,7 +106,7 @@ def prefixed(store: Store, asks: bool | None, stack: str, names: Iterable[str]) 
 
 
 def refuse_elsewhere(store: Store, stack: str, file: str, hint: str) -> None:
-    """Raise Conflict if another stack.toml still exists from which the stack's services came."""
+    """Raise Conflict if a stack's services came from another stack.toml that still exists."""
     for other in store.stack_files(stack):
         if files.is_elsewhere(other, file):
             reason = f"stack {stack!r} is that of {other}"
@@ -114,7 +114,7 @@ def refuse_elsewhere(store: Store, stack: str, file: str, hint: str) -> None:
 
 
 def error_of(network: str, error: Error) -> InvalidInput:
-    """Convert an error about a network so that its key is that of stack.toml."""
+    """Convert an error about a network: its key becomes the one of stack.toml."""
     new = InvalidInput.of(error)
     option = (error.key or "").removeprefix("--")
     new.key = f"networks.{network}" + (f".{option}" if option else "")

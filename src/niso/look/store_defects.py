@@ -74,9 +74,8 @@ def find_defects(kernel: Kernel, store: Store) -> list[Defect]:
 
 
 def _restored(kernel: Kernel, store: Store, services: Iterable[str]) -> list[Defect]:
-    """Restore missing rows of services, and of services that share a namespace with them.
-
-    Returns the defects that were repaired. Raises Error.
+    """Restore missing rows of services, and of services that share a namespace with them. Returns a
+    defect for each restored row. Raises Error.
     """
     store.drop_orphans()
     defects: list[Defect] = []
@@ -139,9 +138,8 @@ def _policy(store: Store, service: str, spec: ServiceSpec) -> Policy | None:
 
 
 def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -> None:
-    """Restore the missing rows that follow from a service's own row.
-
-    Raises Error if a network is missing, or if another service now has an address of this service.
+    """Restore the missing rows that follow from a service's own row. Raises Error if a network is
+    missing, or if another service now has an address of this service.
     """
     name = row.name
     store.set_names(name, spec.names)
@@ -197,8 +195,8 @@ def _lost_ports(
 ) -> tuple[list[PortMapping], list[PortMapping]] | None:
     """Return the arguments of `Store.set_ports` that restore lost manifest ports, or None.
 
-    A port is lost if the kernel publishes it and the store has no row for it. If neither has the
-    port, port-forward --take-over may have taken it, which is no defect.
+    A port is lost if the kernel publishes it and the store has no row for it. A port that neither
+    has is no defect: port-forward --take-over may have taken it.
     """
     forwards = set(store.forwards(service))
     before = {port for _, port in store.ports(service)} - forwards

@@ -48,11 +48,10 @@ def small_mtus(kernel: Kernel, networks: Iterable[NetworkRecord]) -> list[tuple[
 def mute_name_servers(
     kernel: Kernel, store: Store, services: Iterable[str], once: bool = False
 ) -> list[tuple[str, str]]:
-    """Return a warning and the next step for services whose name servers are all silent.
+    """Return a warning and the next step for services none of whose name servers answers.
 
-    Each name server gets one query from the host. All queries together take at most a second. If
-    ``once`` is true, name servers that were already asked with ``once`` since the last boot are
-    left out.
+    The host sends each name server one query. All queries together take at most a second. With
+    ``once``, name servers that were already asked with ``once`` since the last boot are left out.
     """
     asked = _asked() if once else set[str]()
     found = {

@@ -119,7 +119,7 @@ class TopSample(NamedTuple):
 
 
 class Metered(ResultStream):
-    """A sampler of services, policies and flows. Bytes of flows are counted until it is closed.
+    """A sampler of services, policies and flows, for which the kernel counts bytes of flows.
 
     Reading a service takes 0.4 ms, so the sampler caches services. While the database is unchanged
     and the process of a service is running, only the health of the service is read again.
@@ -148,7 +148,6 @@ class Metered(ResultStream):
         self, with_open: bool
     ) -> tuple[TopSample, TopSample, Memory, Mapping[Key, int] | None]:
         """Take a sample. Return the previous and the new sample, the flows, and each flow's bytes.
-
         The bytes are None if this kernel does not count bytes.
         """
         self._read_services()
@@ -362,7 +361,7 @@ def services_between(
 
 
 def runs(status: str) -> bool:
-    """Return whether a service runs, or all instances of a service with replicas: 2/2 running."""
+    """Return whether a service with this status runs, with all instances: ``2/2 running``."""
     number, _, word = status.partition(" ")
     running, slash, wanted = number.partition("/")
     return status == "running" or (word == "running" and slash == "/" and running == wanted != "0")

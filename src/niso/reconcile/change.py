@@ -118,8 +118,8 @@ class change:
         self._doubt |= objects
 
     def then(self, call: Callable[[], object]) -> None:
-        """Register a function to call after the kernel has changed. With ``rows_first``, it is
-        called after the commit of the rows, otherwise before it.
+        """Register a function to call after the kernel has changed: before the commit of the rows,
+        or with ``rows_first`` after it.
         """
         self._last.append(call)
 
@@ -206,9 +206,9 @@ class change:
         ]
 
     def _is_of_names_alone(self) -> bool:
-        """Return whether policies have changed only because DNS returned other addresses for their
-        names. Open connections then stay. Returns False if a network of niso now contains a former
-        address of such a name.
+        """Return whether policies have changed only because DNS names have other addresses now.
+        Open connections then stay. Returns False if a network of niso now contains a former address
+        of such a name.
         """
         others, outside = [], []
         for snapshot in self._snapshots:
@@ -378,8 +378,8 @@ def _carried_out(
 
 
 def _touched(steps: list[AnyStep], candidates: State) -> State:
-    """Return the objects to read back after the steps, and the namespaces that contain them.
-    nftables elements are left out, because their transaction is applied completely or not at all.
+    """Return the objects to read back after steps, with the namespaces that contain them. nftables
+    elements are left out, because their transaction is applied completely or not at all.
     """
     touched = State(obj for step in steps for obj in step.objects())
     inside = {kind.space(obj) for kind in KINDS for obj in touched[kind.type]}
@@ -390,7 +390,7 @@ def _touched(steps: list[AnyStep], candidates: State) -> State:
 def _of(want: State, touched: State) -> State:
     """Return the desired objects to compare with the kernel after a change of ``touched``.
 
-    They are the desired objects with the same keys, all desired addresses and routes on the same
+    These are the desired objects with the same keys, all desired addresses and routes on the same
     network interfaces, and the nftables tables.
     """
     links = {
@@ -487,10 +487,9 @@ _BY_CONTAINER |= {errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ESTALE}  # the 
 def _is_of_container(error: KernelError, want: State, before: State) -> bool:
     """Return whether a step failed because a container changed the network of its own namespace.
 
-    For example, a container with NET_ADMIN can move one of niso's routes to another interface.
-    During the first attachment this is an error. A later change must not fail, since it may concern
-    the policy or other services. Therefore the veth pair is deleted, and the other steps are
-    executed.
+    For example, a container with NET_ADMIN can move one of niso's routes to another interface. The
+    first attachment then fails. A later change must not fail, since it may concern the policy or
+    other services: the caller deletes the veth pair and continues.
     """
     return (
         error.errno in _BY_CONTAINER

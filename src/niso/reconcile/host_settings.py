@@ -60,13 +60,13 @@ def record(kernel: Kernel, store: Store, networks: Iterable[str]) -> None:
 
 
 def without_forwarding(before: Mapping[str, str]) -> dict[str, str]:
-    """Return the sysctls to restore while other programs need the host to forward."""
+    """Return the sysctls to restore even if other programs still need the host to forward."""
     return {name: value for name, value in before.items() if name.endswith(FORCE)}
 
 
 def _known(store: Store, version: int = 4) -> set[int | str] | None:
     """Return the indexes and names of the links that existed when niso made the host forward an IP
-    version, or None if they are not recorded: then niso's rules restrict every link.
+    version. None means that they are not recorded, so that niso's rules restrict every link.
     """
     links = store.links_before().get(version)
     return None if links is None else {part for link in links for part in link}
@@ -98,10 +98,10 @@ def unrecorded(
 
 
 def others(kernel: Kernel, store: Store) -> list[str]:
-    """Return the nftables chains to which other programs have added NAT rules since niso's first
-    service was activated, as "FAMILY TABLE CHAIN", if niso drops the packets that they translate.
-    The list is empty if IPv4 forwarding was on before niso's first service, or if there are later
-    links, which niso does not restrict. Raises KernelError.
+    """Return the nftables chains whose NAT rules translate packets that niso drops: other programs
+    have added the rules since niso's first service. Each is "FAMILY TABLE CHAIN". The list is empty
+    if IPv4 forwarding was on before, or if there are `later` links, which niso does not restrict.
+    Raises KernelError.
     """
     if store.sysctls_before().get(FORWARDING) != "0":
         return []
@@ -110,8 +110,8 @@ def others(kernel: Kernel, store: Store) -> list[str]:
 
 
 def later(kernel: Kernel, before: AbstractSet[int | str] | None) -> list[Link]:
-    """Return the links of other programs that need forwarding and are new: neither their index nor
-    their name is in ``before``, as in niso's rules. Raises KernelError.
+    """Return links of other programs that need forwarding and are new: neither their index nor
+    their name is in ``before``. Raises KernelError.
     """
     if before is None:
         return []
@@ -119,8 +119,8 @@ def later(kernel: Kernel, before: AbstractSet[int | str] | None) -> list[Link]:
 
 
 def later_routes(kernel: Kernel, store: Store) -> dict[str, str]:
-    """Return the prefixes of other programs' routes and addresses, without default routes. Each has
-    the name of its link if the link is a `later` one, or else "". Raises KernelError.
+    """Return {prefix: link} of other programs' routes and addresses, without default routes. The
+    link is "" unless it is a `later` one. Raises KernelError.
     """
     new = {
         version: {link.name for link in later(kernel, _known(store, version))} for version in (4, 6)
@@ -131,7 +131,8 @@ def later_routes(kernel: Kernel, store: Store) -> dict[str, str]:
 
 def is_needed(kernel: Kernel, nat: Mapping[str, int], links: AbstractSet[int | str] | None) -> bool:
     """Return whether other programs have added NAT rules or a bridge since niso made the host
-    forward. ``nat`` and ``links`` (indexes and names) are those from before. Raises KernelError.
+    forward. ``nat`` has the former number of rules by chain, and ``links`` the former indexes and
+    names. Raises KernelError.
     """
     if added_nat(kernel, nat):
         return True

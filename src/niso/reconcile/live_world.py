@@ -150,8 +150,8 @@ def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
 
 
 def kept(policy: Policy, store: Store, name: str) -> Policy:
-    """Return a policy with the audit period that the store has recorded for the service ``name``.
-    If the record is damaged or belongs to another audit, the audit is treated as ended.
+    """Return a policy with the audit period that the store has for the service ``name``. If the
+    record is damaged or belongs to another audit, the audit is treated as ended.
     """
     try:
         held = store.policy(name)
@@ -165,8 +165,8 @@ def kept(policy: Policy, store: Store, name: str) -> Policy:
 
 
 def terms(store: Store) -> dict[str, tuple[int, bool]]:
-    """Return for each policy with an audit, by service: when the audit ends (seconds since 1970, or
-    `NEVER`), and whether the audit still lasts.
+    """Return {service: (end of the audit in seconds since 1970 or `NEVER`, whether it still lasts)}
+    for each policy with an audit.
     """
     now = time.time()
     return {

@@ -81,7 +81,7 @@ class AttachedRows(Rows):
         return next((AttachedRow(*row) for row in rows), None)
 
     def all(self, owner: str | None = None, id: str | None = None) -> list[AttachedRow]:
-        """Return attachments with this owner and id, or with any if None, sorted by service."""
+        """Return attachments, sorted by service. ``owner`` and ``id`` select some, unless None."""
         asked = {key: text for key, text in (("owner", owner), ("id", id)) if text is not None}
         where = " AND ".join(f"{key}=:{key}" for key in asked) or "TRUE"
         rows = self._db.execute(f"SELECT * FROM attached WHERE {where} ORDER BY service", asked)
@@ -109,10 +109,10 @@ class AttachedRows(Rows):
     def planned(
         self, service: str
     ) -> tuple[tuple[str, int] | None, dict[str, tuple[str, str, bool]]]:
-        """Return an attachment's network namespace and interfaces, as `niso.plan` needs them.
+        """Return (namespace, interfaces) of an attachment, as `niso.plan` needs them.
 
-        The namespace is (path, cookie), or None if niso created it. The interfaces are a dict
-        {network: (interface name, MAC, whether the default route uses the interface)}.
+        The namespace is (path, cookie), or None if niso created it. The interfaces are {network:
+        (interface name, MAC, whether the default route uses the interface)}.
         """
         attached = self.get(service) or LOST
         outside = (attached.netns, attached.cookie) if attached.netns else None

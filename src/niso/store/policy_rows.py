@@ -120,10 +120,10 @@ class PolicyRows(ServiceRows):
     def _policed(
         self, services: Iterable[PlannedService], names: Iterable[Name]
     ) -> Iterator[Policed]:
-        """Yield the policies of ``services``, and other policies that refer to ``names``.
+        """Yield the policies to plan: those of ``services``, and others that refer to ``names``.
 
-        The addresses of ``names`` have changed. The policy of another service is yielded with their
-        addresses in `Policed.only`, so that only entries for these peers are recomputed.
+        ``names`` are names whose addresses have changed. Another service's policy is yielded with
+        these addresses in `Policed.only`, so that only entries for these peers are recomputed.
         """
         # the instances of a service with a service address have its policy
         fronts = self._column(FRONTS)
@@ -158,7 +158,7 @@ class PolicyRows(ServiceRows):
                 yield Policed(service_name, own, policy, values, self._hears(service_name))
 
     def _hears(self, service: str) -> tuple[tuple[str, str], ...]:
-        """Return (address, bridge port) of a service on networks with multicast."""
+        """Return (address, bridge port) of a service on networks with multicast, per address."""
         rows = self._run(
             "SELECT l.address, l.network, s.generation FROM network n"
             " CROSS JOIN lease l ON l.network=n.name AND l.service=?1"
@@ -202,7 +202,7 @@ class PolicyRows(ServiceRows):
 
     def _names_of(self, address: str) -> list[str]:
         """Return the services of all hosts that have an address. Services that share a namespace
-        all have its addresses.
+        share its addresses.
         """
         return self._column(
             "SELECT s.name FROM lease l"
@@ -256,7 +256,7 @@ class PolicyRows(ServiceRows):
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def set_policy(self, service: str, policy: Policy | None) -> None:
-        """Replace a service's policy. The rows of the service's endpoints must be up to date."""
+        """Replace a service's policy. The rows of its endpoints must be written before."""
         tables: dict[str, Sequence[tuple[object, ...]]] = dict.fromkeys(_TABLES, ())
         if policy is not None:
             on = self._column("SELECT network FROM endpoint WHERE service=?", service)
@@ -361,7 +361,7 @@ class PolicyRows(ServiceRows):
     def shadows(
         self, services: Iterable[str], networks: Iterable[str] = (), fresh: Iterable[str] = ()
     ) -> set[str]:
-        """Return services whose lines in hosts files may change together with ``services``.
+        """Return other services whose lines in hosts files may change together with ``services``.
 
         A hosts file has each name only once. If two of its networks have a service with this name,
         only the service on the first of these networks gets the name. A change of one such service
@@ -560,7 +560,7 @@ class OutsideRows(Rows):
         return sorted({service for name in names for service in self._column(query, name)})
 
     def answer(self, name: str) -> Outside:
-        """Return the recorded DNS answer for a name. Without a valid record, it is empty."""
+        """Return the recorded DNS answer for a name, or an empty answer if there is none."""
         text = self._text("SELECT answer FROM outside_name WHERE name=?", name)
         return (text and _answer(name, text)) or Outside(name)
 
@@ -573,7 +573,7 @@ class OutsideRows(Rows):
         return self.answer(name).in_state(NOW, FORMER)
 
     def ever(self, name: str) -> tuple[str, ...]:
-        """Return all recorded addresses of a DNS name, including those no longer allowed."""
+        """Return all recorded addresses of a DNS name, also those that policies no longer allow."""
         return self.answer(name).in_state(NOW, FORMER, PAST)
 
     def hosts(self, service: str) -> list[tuple[str, str]]:

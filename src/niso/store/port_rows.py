@@ -60,7 +60,7 @@ class PortRows(Rows):
         return self._has(f"SELECT 1 FROM port WHERE {_IS}", service, *port)
 
     def some_ports(self, service: str, among: Iterable[PortMapping]) -> list[PortMapping]:
-        """Return the ports among ``among`` that are recorded as published by a service."""
+        """Return those of the given ports that are recorded as published by a service."""
         return [port for port in dict.fromkeys(among) if self.has_port(service, port)]
 
     def published_on(self, services: Iterable[str]) -> set[str]:
@@ -127,10 +127,9 @@ class PortRows(Rows):
         return next(iter(rows), None)
 
     def spans(self, proto: str, first: int, last: int) -> list[tuple[int, int]]:
-        """Return recorded ranges (first, last) of host ports that may overlap a given range.
+        """Return recorded ranges (first, last) of host ports: all that overlap a range, and others.
 
-        Ranges of inactive services are included. All ranges that an undo would restore are included
-        without a check.
+        Ranges of inactive services, and ranges that an undo would restore, are included.
         """
         return self._run(
             "SELECT host_port, host_port+count-1 FROM port"
@@ -175,8 +174,8 @@ class PortRows(Rows):
         self.note_published(service)
 
     def add_back(self, service: str, port: PortMapping, manifest: Sequence[PortMapping]) -> None:
-        """Publish a port of the manifest again when `niso port-forward` no longer uses the host
-        port. ``manifest`` has all ports of the manifest, and determines the order of the rows.
+        """Publish a port of the manifest whose host port `niso port-forward` has given back.
+        ``manifest`` has all ports of the manifest, and determines the order of the rows.
         """
         chosen = self._of_origin(service, CHOSEN)
         mine = [port, *self.manifest_ports(service), *chosen]
@@ -201,7 +200,7 @@ class PortRows(Rows):
         )
 
     def is_noted(self, service: str) -> bool:
-        """Return whether a service's record in the table ``published`` is up to date."""
+        """Return whether `note_published` would leave a service's record unchanged."""
         row = self._run(_TO_PUBLISH, service).fetchone()
         noted = self.published_row(service)
         return row is None or (noted is not None and noted[1] == row[1] and noted[2] >= row[2])

@@ -149,7 +149,7 @@ class ServiceRow(NamedTuple):
 
     @property
     def activation_command(self) -> str:
-        """Return the command line that activates the service again from its file, for hints."""
+        """Return the command that activates the service from its file again, for hints."""
         program = self._program
         is_inline = program is not None and program.folder is not None
         return f"niso {'stack up' if is_inline else 'activate'} {self.manifest_path}"
@@ -329,8 +329,8 @@ class ServiceRows(Rows):
     def held_sharers(self, provider: str, but: frozenset[str] = frozenset()) -> list[str]:
         """Return the services that share the network namespace of ``provider``, sorted.
 
-        A service whose change in progress would, if undone, make the service share the namespace
-        again is included. This rule does not apply to the services in ``but``.
+        A service that would share it again after an undo of its change in progress is included,
+        unless it is in ``but``.
         """
         sharers = set(self.sharers(provider))
         if other_intents(self._db, but):
@@ -466,8 +466,8 @@ class ServiceRows(Rows):
 
     def released_by(self, owner: str, given: str, network: str, family: int) -> int | None:
         """Return the offset of the address that an attachment had before it ended, or None if the
-        address is in use. The attachment is identified by its owner, and by ``given``, the owner's
-        name for it.
+        address is in use. ``owner`` and ``given`` (the owner's name for it) identify the
+        attachment.
         """
         rows = self._column(
             "SELECT number FROM released r WHERE owner=? AND given=? AND network=? AND family=?"
@@ -500,7 +500,7 @@ class ServiceRows(Rows):
 
 
 def encode_service(spec: ServiceSpec) -> str:
-    """Encode a ServiceSpec as JSON with all keys: other versions of niso have other defaults."""
+    """Encode a ServiceSpec as JSON with all keys, because other versions have other defaults."""
     return to_json(convert.plain(spec), compact=True)
 
 
@@ -654,9 +654,8 @@ def _static_number(
     wanted: str,
     beside: frozenset[str],
 ) -> int:
-    """Return the offset of a static address in its subnet.
-
-    Raises InvalidInput if no service can have the address, and Conflict if it is taken.
+    """Return the offset of a static address in its subnet. Raises InvalidInput if no service can
+    have the address, and Conflict if it is taken.
     """
     net = prefix(subnet.cidr)
     if not net.contains(wanted):
@@ -771,10 +770,10 @@ class Instances(Rows):
         return [instance.service for instance in self.of(front)]
 
     def runners(self, services: Iterable[str]) -> list[str]:
-        """Return services in which a command can be run.
+        """Return the services or instances in which a command such as `niso exec` runs.
 
-        A service with instances is replaced by one of its serving instances, or left out if it has
-        none. Other services are returned unchanged.
+        A service with instances is replaced by one of its serving instances, or left out if none
+        serves. Other services are returned unchanged.
         """
         result = []
         for service in services:
@@ -790,8 +789,8 @@ class Instances(Rows):
         return [one.service for one in self.of(service, *STATES)] if known else [service]
 
     def in_service(self, front: str) -> tuple[int, int]:
-        """Return (newest version, number of instances) of the active instances of a service that
-        are in the state ``serving`` or ``out``. Returns (0, 0) if there are none.
+        """Return (newest version, number) of a service's active instances in the state ``serving``
+        or ``out``. Returns (0, 0) if there are none.
         """
         serving = self.of(front, SERVING, OUT)
         return max((one.version for one in serving), default=0), len(serving)
@@ -834,7 +833,7 @@ class Instances(Rows):
         return int(rows.fetchone()[0] or 0) + 1
 
     def of_two_versions(self) -> list[str]:
-        """Return services with instances of two versions, the newer one without a record."""
+        """Return services with instances of two versions, of which the newer has no record."""
         rows = self._db.execute(
             "SELECT i.front FROM instance i JOIN service s ON s.name=i.service AND s.active=1"
             " WHERE i.state IN (?, ?) GROUP BY i.front HAVING COUNT(DISTINCT i.version) > 1"
@@ -888,7 +887,7 @@ def _package_version(manifest: str) -> str:
 
 
 def _caller() -> tuple[int | None, str, str]:
-    """Return who runs this process: the uid of the login, the user of sudo, and the command line.
+    """Return who runs this process: (uid of the login, user of sudo, command line).
 
     The uid is None without a login; su(1) and sudo(8) do not change it. The user is "" without
     sudo. See proc_pid_loginuid(5) and sudo(8).

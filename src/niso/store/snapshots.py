@@ -46,7 +46,7 @@ _FRONT_NETWORKS = (
 
 
 class Scope(NamedTuple):
-    """The services, networks and ports that one command concerns. None means all services."""
+    """The services, networks, names and ports that a command concerns. None means all services."""
 
     services: tuple[str, ...] | None = None
     networks: tuple[str, ...] | None = None
@@ -101,7 +101,7 @@ class SnapshotRows(PortRows, PolicyRows):
         return dict(self._run("SELECT name, before FROM sysctl"))
 
     def nat_before(self) -> dict[str, int]:
-        """Return {chain: number of NAT rules of other programs} from before niso was first used."""
+        """Return {chain: NAT rules of other programs} from before niso's first service."""
         text = self._meta("nat_before")
         return dict(decoded(text)) if text else {}
 
@@ -112,8 +112,8 @@ class SnapshotRows(PortRows, PolicyRows):
         self._set_meta("nat_before", None)
 
     def links_before(self) -> dict[int, tuple[tuple[int, str], ...]]:
-        """Return (index, name) of the links that existed when niso made the host forward an IP
-        version (4 or 6), for each version that the host did not forward before.
+        """Return {IP version: (index, name) of each link that existed when niso made the host
+        forward this version}. A version that the host already forwarded is left out.
         """
         found = decoded(self._meta("links_before") or "{}")
         return {int(version): tuple(map(tuple, links)) for version, links in found.items()}
@@ -123,16 +123,16 @@ class SnapshotRows(PortRows, PolicyRows):
         self._set_meta("links_before", encoded(kept) if kept else None)
 
     def keeps_forwarding(self) -> bool:
-        """Return whether the host forwards after niso's last service, because others need it."""
+        """Return whether forwarding stays on without active services: other programs need it."""
         return self._meta("keeps_forwarding") is not None
 
     def set_keeps_forwarding(self, keeps: bool) -> None:
         self._set_meta("keeps_forwarding", "1" if keeps else None)
 
     def host_forwards(self, family: int | None = None) -> bool:
-        """Return whether niso makes the host forward, or makes it forward IPv6 (``family`` 6): for
-        an active service, or because other programs have needed it since. niso's rules then keep
-        closed what the host did not forward before. Without a network there are no rules.
+        """Return whether niso makes the host forward: for an active service, or because other
+        programs have needed it since. niso's rules then drop what the host did not forward before.
+        ``family`` 6 limits the question to IPv6. Returns False if there is no network.
         """
         if self.any_active(family):
             return True
@@ -180,8 +180,8 @@ class SnapshotRows(PortRows, PolicyRows):
         return Instances(self._db)
 
     def with_fronts(self, services: Iterable[str]) -> set[str]:
-        """Return the given services. For an instance, the service that it belongs to is returned
-        too, because policies use the name of that service.
+        """Return the given services, and for each instance also its service, to which policies
+        refer.
         """
         instances = ((name, self.instances.get(name)) for name in services)
         return {one for name, own in instances for one in (name, own.front if own else name)}
@@ -223,7 +223,7 @@ class SnapshotRows(PortRows, PolicyRows):
         return SpanRows(self._db)
 
     def is_broken_off(self) -> bool:
-        """Return whether an update of the copy of other hosts' services was interrupted."""
+        """Return whether an update of this host's copy of the cluster's data was interrupted."""
         return self._meta("attempt") is not None
 
     def others(self) -> list[PlannedService]:

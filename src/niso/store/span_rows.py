@@ -97,8 +97,8 @@ class SpanRows(Rows):
         return list(made.values())
 
     def _is_up(self, front: str) -> bool:
-        """Return whether a service is up and has an instance on another live host. The service may
-        be on several hosts, although its own row contains only one of them.
+        """Return whether a service is up and has an instance on another live host. Its own row
+        names only one of the hosts that run it.
         """
         return self._has(
             "SELECT 1 FROM remote f JOIN remote i"
@@ -151,7 +151,7 @@ class SpanRows(Rows):
     def addresses(
         self, services: Collection[str] | None = None
     ) -> dict[str, tuple[RemoteAddress, ...]]:
-        """Return {service: sorted addresses} for services of other hosts, or for all if None."""
+        """Return {service: sorted addresses} for given services of other hosts. None means all."""
         by_service: dict[str, list[RemoteAddress]] = {}
         query = "SELECT network, family, address, service, host, gen, up FROM remote"
         for network, family, address, service, host, gen, up in self._of(query, services):
@@ -160,7 +160,7 @@ class SpanRows(Rows):
         return {service: tuple(sorted(rows)) for service, rows in by_service.items()}
 
     def called(self, services: Collection[str] | None = None) -> dict[str, tuple[str, ...]]:
-        """Return {service: names} for services of other hosts, or all if None. Hostname first."""
+        """Return {service: names, hostname first} for services of other hosts. None means all."""
         by_service: dict[str, tuple[str, ...]] = {}
         query = "SELECT service, name FROM remote_name"
         for service, name in self._of(query, services, order="ORDER BY service, position"):
@@ -319,10 +319,10 @@ class SpanRows(Rows):
         self._note_instances()
 
     def drop_stale_lease(self, service: str, address: str) -> None:
-        """Delete an inactive service's reservation of an address that another service needs.
+        """Delete an inactive service's lease of an address that another service needs.
 
         ``service`` has reserved the address in the cluster. The inactive service has moved to
-        another host, or has given up its reservation in the cluster.
+        another host, or has given up its claim.
         """
         self._run(
             "DELETE FROM lease WHERE address=? AND service!=? AND service IN"

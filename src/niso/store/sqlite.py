@@ -133,8 +133,8 @@ class Transaction:
 
 
 def other_intents(connection: sqlite3.Connection, but: frozenset[str]) -> bool:
-    """Return whether any service outside ``but`` has a change in progress. Only the services' names
-    are read, because the recorded data of a change are slow to read.
+    """Return whether a service outside ``but`` has a change in progress. Reads only the services'
+    names, because the recorded data of a change are slow to read.
     """
     names = connection.execute("SELECT group_concat(service, ' ') FROM intent").fetchone()[0]
     return names is not None and not _split(names) <= but
@@ -219,8 +219,8 @@ def _empty_reserve() -> None:
 
 
 def _fill_reserve(make: bool = False) -> None:
-    """Extend the file that reserves disk space to its full size, or as far as there is free space.
-    Without ``make``, a missing file is not created. It is created only if twice its size is free.
+    """Extend the file that reserves disk space to its full size, or as far as the disk allows. A
+    missing file is created only with ``make``, and if twice its size is free.
     """
     try:
         try:

@@ -148,7 +148,7 @@ class Store(SnapshotRows):
             self._db.execute(f"PRAGMA user_version={sqlite.VERSION}")
 
     def changes(self) -> int:
-        """Return a number that changes with each commit of another connection (data_version)."""
+        """Return a number that differs after each commit of another connection (data_version)."""
         return int(self._run("PRAGMA data_version").fetchone()[0])
 
     def transaction(self) -> Transaction:
@@ -328,8 +328,8 @@ class Store(SnapshotRows):
         return self._has("SELECT 1 FROM network WHERE name=? AND implicit=1", network)
 
     def drop_implicit_networks(self, names: Iterable[str]) -> list[str]:
-        """Delete the networks among ``names`` that are implicit (see `add_network`) and unused.
-        Return the names of the deleted networks.
+        """Delete those of the given networks that are implicit (see `add_network`) and unused.
+        Returns their names.
         """
         gone = [
             name
@@ -393,7 +393,7 @@ class Store(SnapshotRows):
         return uid
 
     def placeholder_uid(self) -> int:
-        """Return an unused negative number as the uid of an attachment, which has no user."""
+        """Return a unique negative number for an attachment, which has no uid."""
         return min(self._column("SELECT MIN(uid) FROM service")[0] or 0, 0) - 1
 
     @property
