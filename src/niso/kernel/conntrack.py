@@ -155,7 +155,7 @@ def _flush(
     """Delete the conntrack entries for which ``matches`` is true, and return their number.
 
     ``filters`` are bodies of requests that list entries. The search is repeated until it finds no
-    entry, but not for ever, because clients of a busy service never stop sending.
+    entry, but only a few times, because clients of a busy service never stop sending.
 
     With ``exact``, all entries that an IPv4 filter selects are to be deleted. Since Linux 6.18 the
     kernel can do this with one request. An older kernel refuses a filter that does not describe a

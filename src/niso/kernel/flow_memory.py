@@ -136,7 +136,7 @@ def forget(addresses: Collection[str], names: Collection[str] = tuple(_MISSED)) 
 
 def forget_all(names: Collection[str]) -> None:
     """Delete all recorded flows of the sets ``names``, and reset their counts of missed flows. The
-    names are those of `policy_rules.SIZES`.
+    names are keys of `policy_rules.SIZES`.
     """
     for name, table in (PLACES | _SHARES).items():
         if name[:-1].removeprefix("share_") in names:

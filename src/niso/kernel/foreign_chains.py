@@ -152,9 +152,9 @@ class ForeignChains(Nfnetlink):
         return [chain for chain in chains if chain[:2] not in asleep]
 
     def nat4(self) -> dict[str, int]:
-        """Return the number of rules in each chain of another program that may translate IPv4
-        sources (hook postrouting). The keys are "FAMILY TABLE CHAIN". Chains without a rule that
-        translates, in themselves or in chains to which they jump, are left out.
+        """Return the IPv4 SNAT chains of other programs: {"FAMILY TABLE CHAIN": number of rules}.
+        These are NAT chains at the hook postrouting. A chain is left out if neither its rules nor
+        the chains to which they jump can translate an address.
         """
         found = self.dump("list chains", _GETCHAIN, nfgenmsg(0), _nat_chain)
         return {
@@ -370,7 +370,7 @@ def _object(fields: dict[int, bytes]) -> Expression | None:
 
 
 def _match(fields: dict[int, bytes], family: str = "") -> tuple[Expression, ...]:
-    """Parse an iptables match from name, revision and its struct of linux/netfilter/xt_*.h."""
+    """Parse an iptables match: its name, its revision and its struct (linux/netfilter/xt_*.h)."""
     name, revision, info = string(fields.get(1, b"")), _number(fields, 2), fields.get(3, b"")
     one: Expression | None = MAY_MATCH
     if name == "comment":

@@ -139,7 +139,9 @@ class Nft:
         return self.text(f"list table {family_table}", _STATELESS | _TERSE)
 
     def chain(self, family: str, table: str, name: str) -> str:
-        """Return one chain as text, without values of counters. The names must be plain words."""
+        """Return one chain as text, without values of counters. The names must be ones that nft(8)
+        accepts without quotes.
+        """
         return self.text(f"list chain {family} {table} {name}", _STATELESS)
 
     def _dry_run(self, text: str) -> str:

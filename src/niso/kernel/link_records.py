@@ -90,7 +90,7 @@ class LinkAddress(NamedTuple):
 
     @property
     def lasts(self) -> bool:
-        """Return whether the address has no limited lifetime, neither valid nor preferred."""
+        """Return whether both lifetimes of the address, valid and preferred, are unlimited."""
         return self.flags & (_IFA_F_PERMANENT | _IFA_F_DEPRECATED) == _IFA_F_PERMANENT
 
 

@@ -419,7 +419,9 @@ class Netlink:
         return replies
 
     def _drain(self) -> None:
-        """Discard the rest of an abandoned list. Later messages have an old sequence number."""
+        """Discard the rest of an abandoned list. `dump` ignores parts of it that arrive later, by
+        their sequence number.
+        """
         with contextlib.suppress(OSError):
             while self._socket.recv(_BUFFER, socket.MSG_DONTWAIT):
                 pass

@@ -92,8 +92,9 @@ def marked(pid: int) -> str:
 
 
 def attach(name: str, pid: int, alias: str) -> None:
-    """Add a name to the network namespace of a process, if its name was removed. ``lo`` in the
-    namespace must have the ``alias``, which shows that niso created the namespace.
+    """Name the network namespace of a process again, after the name was removed. Raises KernelError
+    if the name exists, or if ``lo`` in the namespace does not have ``alias``, which shows that niso
+    created the namespace.
     """
     path = _path(name)
     what = f"name the network namespace of process {pid} '{name}'"

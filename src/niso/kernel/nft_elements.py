@@ -728,7 +728,7 @@ class Element(NamedTuple):
 
 
 def ports_of(field: int | tuple[int, int]) -> tuple[int, int]:
-    """Return (first, last) of a field with ports. The field is a single port, or is already a
-    range.
+    """Return the ports in a field of an element as (first, last). The field is either a single port
+    or already a range.
     """
     return field if isinstance(field, tuple) else (field, field)

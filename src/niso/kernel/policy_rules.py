@@ -525,7 +525,7 @@ def left_s(since: int, until: int, now: float) -> float:
 
 
 def timeout_s(value: tuple[Any, ...], now: float) -> float:
-    """Return the remaining seconds of the audit period ``value``, which is (since, until)."""
+    """Return the remaining seconds of the audit period ``value`` (since, until), as `left_s` does."""
     return left_s(value[0], value[1], now) if value[1:] else 0
 
 

@@ -311,8 +311,8 @@ class Kernel:
     socket_holders = staticmethod(sockets.holders)
 
     def foreign_nat(self) -> dict[str, int]:
-        """Return the number of rules in each IPv4 SNAT chain that another program has added. The
-        keys are "FAMILY TABLE CHAIN".
+        """Return the IPv4 SNAT chains of other programs, as {"FAMILY TABLE CHAIN": number of rules}
+        (`ForeignChains.nat4`).
         """
         with self.foreign_chains() as source:
             return source.nat4()

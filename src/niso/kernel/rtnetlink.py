@@ -238,9 +238,9 @@ class Rtnl(netlink.Netlink):
         mac: str | None = None,
         drift: str = "",
     ) -> None:
-        """Change the settings of a network interface whose parameters are not None. If ``master``
-        is "", the interface is detached from its bridge. ``drift`` names settings to reset to
-        niso's values (`link_records.usual`).
+        """Change settings of a network interface. A setting whose parameter is None stays
+        unchanged. If ``master`` is "", the interface is detached from its bridge. ``drift`` names
+        settings to reset to niso's values (`link_records.usual`).
         """
         flags, switched = IFF_UP if up else 0, 0 if up is None else IFF_UP
         if link_records.ARP_OFF in drift.split(", "):
@@ -489,7 +489,7 @@ def raise_up(name: str, index: int) -> Message:
 
 
 def no_link_local(what: str, index: int) -> Message:
-    """Return the message that stops the kernel from adding an IPv6 link-local address to an
+    """Return the netlink message that stops the kernel from adding an IPv6 link-local address to an
     interface. Without IPv6, or if the interface's MTU is too small for IPv6, the message has no
     effect.
     """
@@ -532,7 +532,7 @@ _header = struct.Struct("=BBBBBBBBI")  # struct fib_rule_hdr
 
 
 def _parts(rule: str) -> tuple[str, str, int]:
-    """Return (input interface, destination prefix, priority) of a `RoutingRule` by its name."""
+    """Parse the name of a `RoutingRule` into (input interface, destination prefix, priority)."""
     *link, last = rule.split(" ")
     if "/" not in last:
         return last, "", PRIORITY
@@ -576,8 +576,8 @@ def add(rtnl: Rtnl, rule: str, family: int) -> None:
 
 
 def delete(rtnl: Rtnl, name: str, family: int, drift: str = "") -> None:
-    """Delete niso's routing rules of a name that have this ``drift``, which is defined at
-    `of_niso`. The drift "" means the rules that are as desired.
+    """Delete niso's routing rules with this name and drift. See `of_niso` for the drift; it is ""
+    for rules that are as desired.
     """
     what = f"delete the routing rule '{selector(name)}'"
     for *rule, body in of_niso(rtnl, family):

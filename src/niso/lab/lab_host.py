@@ -429,10 +429,11 @@ class LabCgroup(NamedTuple):
 
 
 def mounts() -> list[LabCgroup]:
-    """Return all mounted cgroup hierarchies, each once (cgroups(7)).
+    """Return each mounted cgroup hierarchy (cgroups(7)), with the folder in which a lab creates
+    its cgroup.
 
-    In v1, a lab creates its folder in the cgroup of this process. If this cgroup is not visible
-    below the mount point, the lab creates its folder at the mount point.
+    In v1, this is the cgroup of this process, if it is visible below the mount point. Otherwise it
+    is the mount point.
     """
     own = dict(cgroups.own_lines())
     by_device: dict[str, LabCgroup] = {}

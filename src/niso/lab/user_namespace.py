@@ -2,8 +2,8 @@
 
 In a user namespace (user_namespaces(7)), an ordinary user is root over the mounts, networks and
 processes of the lab, and over nothing else. Each service has a uid of its own, so the namespace
-gets the user's subordinate ids (subuid(5)), which newuidmap(1) maps. Root of a container that lacks
-capabilities maps its own ids.
+gets the user's subordinate ids (subuid(5)), which newuidmap(1) maps. In a container without the
+capabilities for a lab, root maps ids of the container without newuidmap.
 """
 
 from __future__ import annotations

@@ -149,8 +149,8 @@ def container(ingress: bool, family: int, part: str) -> str:
 
 def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
     """Return the nftables elements of one service's policy. ``members`` has the addresses of the
-    names in the policy. If ``policed.only`` is not None, only elements for peers with these
-    addresses are returned.
+    names in the policy. If ``policed.only`` is not None, it is a set of addresses, and only
+    elements for peers with these addresses are returned.
     """
     meaning = _meaning(members)
     result: list[Element] = []

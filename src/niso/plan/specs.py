@@ -169,7 +169,7 @@ class ServiceSpec(NamedTuple):
 
     @property
     def program(self) -> ProgramSpec:
-        """Return what the manifest declares about the process. Call this only for a manifest."""
+        """Return the process settings of a manifest. Must not be called for an attachment."""
         assert self.process is not None, f"{self.name} is an attachment"
         return self.process
 
@@ -293,7 +293,9 @@ HIDING = ("/", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/var")
 
 
 def taken(path: str) -> str | None:
-    """Return why nothing can be mounted at this path inside a service, or None if it can."""
+    """Return why no volume can be mounted at a path inside a service. Return None if the path is
+    free for a volume.
+    """
     for own in TAKEN:
         if path == own or path.startswith(f"{own}/"):
             return f"{own} is niso's"

@@ -154,7 +154,7 @@ class NetworkRequest(NamedTuple):
 
 
 def check(request: NetworkRequest) -> None:
-    """Raise UsageError if a request is invalid. This host's networks are not considered."""
+    """Raise UsageError if a request is invalid. Existing networks are not compared with it."""
     nets, least = request.nets, MIN_MTUS[max(request.families)]
     for net in nets:
         if net.is_global and not request.allow_public:

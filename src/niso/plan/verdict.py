@@ -199,8 +199,9 @@ def evaluate(
     context: PolicyContext, source: str, destination: str, port: int | None, proto: str
 ) -> tuple[Reason, Reason]:
     """Evaluate the sender's egress policy and the receiver's ingress policy for an open flow, and
-    return both results. Addresses are those after NAT. ``port`` is None if the protocol has no
-    ports. A service may always reach itself, even if NAT has replaced its address by its gateway's.
+    return both results, in this order. ``source`` and ``destination`` are the addresses after NAT.
+    ``port`` is None if the protocol has no ports. A service may always reach itself, even if NAT
+    has replaced its address by its gateway's.
     """
     sender, receiver = holder_of(context, source), holder_of(context, destination)
     if sender is not None and receiver is not None and sender[0].name == receiver[0].name:
@@ -675,7 +676,7 @@ Holder = tuple[KnownService, str]
 
 
 def holder_of(context: PolicyContext, address: str) -> Holder | None:
-    """Return (service, network) that an address belongs to, or None."""
+    """Return the service that has an address, and the network of the address, or None."""
     for known in context.services.values():
         for endpoint in known.endpoints:
             if address in endpoint.addresses:
@@ -708,7 +709,7 @@ def network_of(context: PolicyContext, address: str) -> NetworkRecord | None:
 
 def is_for_services(context: PolicyContext, address: str) -> bool:
     """Return whether only services can have an address, because it is or was in a network of niso.
-    It is enough that a prefix from which niso takes subnets contains the address.
+    This includes all addresses in the prefixes from which niso takes subnets.
     """
     number = parsed(address)
     in_pool = any(within(number, prefix) for prefix in context.pools)

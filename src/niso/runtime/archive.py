@@ -367,7 +367,7 @@ class _Header(tarfile.TarInfo):
         return entry
 
     def _proc_gnusparse_10(self, *_: object) -> None:
-        """Refuse a sparse file, because tarfile would read its complete list of holes to memory."""
+        """Refuse a sparse file, because tarfile would read all of its list of holes into memory."""
         raise _damaged("has a sparse entry")
 
 

@@ -236,9 +236,9 @@ def own_lines() -> list[tuple[str, str]]:
 
 
 def controllers_in(options: set[str], known: Iterable[str]) -> str | None:
-    """Return the string in ``known`` with the controllers of a v1 hierarchy, or None.
+    """Return the item of ``known`` that lists the controllers of a v1 hierarchy, or None.
 
-    ``options`` are the mount options of the hierarchy. A string is, for example, "cpu,cpuacct".
+    ``options`` are the mount options of the hierarchy. An item is, for example, "cpu,cpuacct".
     """
     return next((names for names in known if names and set(names.split(",")) <= options), None)
 
@@ -334,7 +334,7 @@ def remove(path: str) -> None:
 
 
 def remove_with_parent(path: str) -> None:
-    """Remove a service's cgroup, and the parent if it is empty and no service is starting."""
+    """Remove a service's cgroup, and its parent if it is empty and no service is starting."""
     remove(path)
     guard = open_lock(".cgroup")
     try:

@@ -181,7 +181,9 @@ def save(spec: ProcessSpec) -> None:
 
 
 def load(service: str) -> ProcessSpec | None:
-    """Return the ProcessSpec of a service's present activation, or None if none is valid."""
+    """Return the ProcessSpec of a service's present activation, or None if its spec.json is missing
+    or damaged.
+    """
     text = files.read(f"{paths.service_dir(service)}/spec.json")
     return None if text is None else _parsed(text)
 

@@ -283,7 +283,8 @@ def read_database(rootfs: str | None, name: str) -> list[list[str]]:
 
 
 def _is_id(text: str) -> bool:
-    """Return whether a field is a valid uid or gid. int() raises for more than 4300 digits."""
+    """Return whether a field is a valid uid or gid, at most `MAX_ID`."""
+    # int() raises for more than 4,300 digits
     return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= MAX_ID
 
 

@@ -73,7 +73,7 @@ _PROFILE = os.path.join(os.path.dirname(__file__), "seccomp.json")
 
 
 def limits_max() -> dict[str, int]:
-    """Return the largest resource limits that this process may set, by their names.
+    """Return the largest resource limits that this process may set, such as {"nofile": 1048576}.
 
     A limit without a maximum is left out. Without the capability CAP_SYS_RESOURCE, root cannot
     exceed its own hard limits (setrlimit(2)).
@@ -399,7 +399,9 @@ class _Creator:
         self._ends.clear()
 
     def _end_conmon(self) -> None:
-        """Kill conmon if it has not forked. After the fork, conmon is known by its pid file."""
+        """Kill conmon if it has not forked. After the fork, `lifecycle.end_conmon` can kill it by
+        its pid file.
+        """
         if self._conmon:
             os.kill(self._conmon, signal.SIGKILL)
             os.waitpid(self._conmon, 0)
@@ -532,7 +534,9 @@ def enter() -> None:
 
 
 def _close() -> None:
-    """Close the mount namespace that all starts copy. It no longer keeps file systems in use."""
+    """Close the mount namespace that all starts copy, so that its mounts no longer keep file
+    systems in use.
+    """
     while _base:
         os.close(_base.pop())
 

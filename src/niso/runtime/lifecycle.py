@@ -538,7 +538,7 @@ _RESOLVE = root.BENEATH | root.NO_SYMLINKS | root.NO_MAGICLINKS
 
 
 def swap(spec: ProcessSpec) -> None:
-    """Replace the folder with /etc/hosts in a running service, also for later restarts.
+    """Make a running service use the hosts folder of ``spec``, and save ``spec`` for its restarts.
 
     Raises ProcessError.
     """

@@ -192,7 +192,7 @@ def _write(path: str, content: bytes) -> None:
 
 
 def check_points(rootfs: str) -> None:
-    """Raise InvalidInput (key package.rootfs) if a mount of niso would hide another one.
+    """Raise InvalidInput (key package.rootfs) if one mount of niso would hide another.
 
     This happens if a symbolic link at one of niso's mount points in the rootfs leads to / or into
     another mount point.
@@ -462,7 +462,8 @@ def end() -> None:
 
 
 def after_last_start(drop: Callable[[], object]) -> None:
-    """Call ``drop`` when the last start in progress has ended. The caller must be in a start."""
+    """Call ``drop`` when the last start in progress has ended. The caller must be between `begin`
+    and `end`."""
     with _lock:
         _after_last_start.append(drop)
 

@@ -184,7 +184,8 @@ def known_to_crun(service: str, pid: int) -> bool:
 def outside_cgroup(service: str, keeper: int | None) -> bool:
     """Return whether a service's PID 1 is outside the service's cgroup in any hierarchy.
 
-    ``keeper`` is the pid of conmon. Returns False if it is None, or if PID 1 is not its child.
+    ``keeper`` is the pid of conmon, or None. Returns False without a conmon, and if PID 1 is not a
+    child of conmon.
     """
     record = crun.read_json(f"{paths.service_dir(service)}/state.json")
     spec = crun.load(service)
@@ -231,9 +232,9 @@ def out_of_memory(service: str) -> bool:
 
 
 def former_oom_kills(service: str) -> int:
-    """Return how many processes of former runs the memory limit has killed in this activation.
+    """Return how many processes the memory limit has killed in former runs of this activation.
 
-    Each former run had its own cgroup, which no longer exists.
+    The number comes from state.json, because the cgroups of former runs no longer exist.
     """
     return crun.int_or_none((crun.read_state(service) or {}).get("oom_kills")) or 0
 

@@ -234,10 +234,11 @@ class RoutingRule(NamedTuple):
     """A routing rule for one IP version, 4 or 6. ``drift`` describes how an existing rule differs
     from the rule that niso adds. ``drift`` is "" if the rules are equal.
 
-    The rules still apply when another program flushes all nftables rules. There are three kinds,
-    which ``name`` distinguishes. The name of an internal network's bridge is for the rule that
-    rejects unmarked packets from this bridge. A subnet is for the rule that rejects unmarked
-    packets to it. "lo SUBNET" is for the rule by which the host's own packets reach the subnet.
+    The rules still apply when another program flushes all nftables rules. ``name`` is one of:
+
+    - the bridge of an internal network: the rule rejects unmarked packets from this bridge.
+    - a subnet: the rule rejects unmarked packets to the subnet.
+    - "lo SUBNET": the rule lets the host's own packets reach the subnet.
     """
 
     name: str

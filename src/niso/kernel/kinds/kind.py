@@ -168,7 +168,7 @@ class Kind(Generic[T]):
         return getattr(obj, "netns", "")
 
     def links(self, obj: T) -> tuple[str, ...]:
-        """Return the names of the network interfaces, in the object's namespace, that it is on."""
+        """Return the network interfaces on which an object is, by their names in the namespace."""
         return ()
 
     def parent_name(self, obj: T) -> str:
@@ -184,7 +184,9 @@ class Kind(Generic[T]):
         return self.parents(obj)
 
     def guards(self, obj: T) -> Iterable[Element]:
-        """Return the nftables elements that make niso's rules apply to an object (a veth pair)."""
+        """Return the nftables elements that make niso's rules apply to an object: a bridge, a
+        bridge port or a WireGuard interface.
+        """
         return ()
 
     def describe(self, step: Step[T]) -> str:
@@ -772,8 +774,8 @@ def _without(have: State, early: State) -> State:
 
 
 def without_foreign(states: tuple[State, State], names: set[str]) -> tuple[State, State]:
-    """Return two states without the objects that depend on foreign interfaces or namespaces, which
-    have the names ``names``.
+    """Return two states without the objects that depend on foreign interfaces or namespaces.
+    ``names`` are the names of these interfaces and namespaces.
     """
     if not names:
         return states

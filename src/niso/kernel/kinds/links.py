@@ -482,9 +482,10 @@ def _add(writer: Writer, veth: Veth) -> None:
 
 
 def _make_sums(writer: Writer, veth: Veth) -> None:
-    """Make the inner end complete checksums, and the host's end join small TCP segments (GRO). The
-    kernel checks the checksums of segments that it joins. Without offloads on the inner end,
-    throughput drops. Joining segments recovers most of it.
+    """Make the inner end complete checksums, and the host's end join small TCP segments (GRO).
+
+    Without offloads on the inner end, throughput drops; joining segments recovers most of it. The
+    kernel checks the checksums of segments that it joins.
     """
     writer.rtnl(veth.netns).make_sums(veth.peer)
     writer.rtnl("").join_segments(veth.name)

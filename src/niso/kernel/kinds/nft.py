@@ -93,7 +93,7 @@ def _objects(kernel: Nft) -> dict[str, list[str]]:
 
 def check_owner(table: str, texts: set[str], state_id: str) -> None:
     """Raise Conflict if a table does not belong to the state folder with the id ``state_id``.
-    ``texts`` are the elements of the table's set ``owner``. One of them is the id of the owner.
+    ``texts`` are the elements of the table's set ``owner``, which contain the id of its owner.
     """
     others = {text[3:] for text in texts if text.startswith("id-")} - {state_id}
     if others or not texts:

@@ -48,7 +48,7 @@ _TTL_HOPS = 64
 
 def parse(data: bytes) -> tuple[int, str, int, str]:
     """Parse the IFLA_INFO_DATA of a VXLAN device into (VNI, this host's address, UDP port, drift).
-    The drift names settings that differ from those that `add` sets.
+    The drift names the settings that differ from the values set by `add`.
     """
     have = attributes(data)
     local = ""
