@@ -336,8 +336,8 @@ def _set_enabled(store: Store, names: Iterable[str], enabled: bool) -> None:
 def hand_over(machine: Machine, names: Iterable[str]) -> None:
     """Let systemd supervise enabled services after they were activated or restarted.
 
-    If a service's unit has started this process, systemd learns that the unit has started. Raises
-    Error or OSError.
+    If a service's unit has started this process, systemd is notified that the unit has started.
+    Raises Error or OSError.
     """
     store, units = machine.store, machine.processes.units
     known = [row for name in names if (row := store.service(name)) is not None]

@@ -45,7 +45,7 @@ _LATER = "the agent says it once the cluster answers: niso cluster status"
 class ActivationClaims:
     """The reservations in etcd (claims) of one activation's services.
 
-    Also has the networks of the cluster that the activation adds to this host.
+    The object also has the networks of the cluster that the activation adds to this host.
     """
 
     def __init__(
@@ -279,8 +279,8 @@ def report_changes(
 
     The owners of shared namespaces are reported too. If etcd does not answer, the agent reports the
     services later. A service that another command is changing is skipped, because that command
-    reports it. The caller must have the locks of ``services``, but not the locks of the namespaces'
-    owners.
+    reports it. ``final`` is as in `publish_claim`. The caller must have the locks of ``services``,
+    but not the locks of the namespaces' owners.
     """
     store = machine.store
     services = list(services)

@@ -94,9 +94,9 @@ class Rollout(NamedTuple):
 def rollout(machine: Machine, front: Target) -> Rollout:
     """Decide which instances a step of a deploy starts, leaves unchanged and stops.
 
-    An instance stays if its process is as desired and its version is at least ``front.again``. With
-    stop-first, a step replaces one instance. Otherwise a step replaces at most ``deploy.surge``
-    instances; if this key is not set, it replaces all. The caller must have the service's lock.
+    An instance stays if its process is as desired and its version is at least ``front.again`` (see
+    `Target`). With stop-first, a step replaces one instance. Otherwise a step replaces at most
+    ``deploy.surge`` instances, or all without this key. The caller must have the service's lock.
     """
     store, name = machine.store, front.name
     deploy = front.spec.program.deploy

@@ -168,9 +168,9 @@ def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, Error
 
 
 def locked(store: Store, services: Iterable[str]) -> ExitStack:
-    """Return a context manager with the locks of several services, acquired in sorted order.
+    """Lock several services in sorted order, and their instances last. Return the locks.
 
-    Instances are locked after all services.
+    The end of the returned context releases them.
     """
     fronts = {front_of(name) for name in services}
     with ExitStack() as locks:
@@ -181,7 +181,7 @@ def locked(store: Store, services: Iterable[str]) -> ExitStack:
 
 
 def locked_instances(store: Store, names: Iterable[str]) -> ExitStack:
-    """Return a context manager with locks of instances of services that are already locked."""
+    """Lock instances whose services are already locked. Return the locks, as `locked` does."""
     with ExitStack() as locks:
         for name in sorted(names):
             locks.enter_context(locked_one(store, name))

@@ -81,7 +81,7 @@ def ensure(
 
 
 def ensure_implicit(machine: Machine, network: NetworkRequest | str, holds: str | None) -> None:
-    """Record an implicit network as `ensure` does. For a mere name, niso chooses the settings."""
+    """Record an implicit network as `ensure` does. niso chooses the settings if it gets a name."""
     request = NetworkRequest(network) if isinstance(network, str) else network
     ensure(machine, request, implicit=True, holds=holds)
 

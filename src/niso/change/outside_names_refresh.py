@@ -79,7 +79,7 @@ def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
 
 
 def look(machine: Machine, targets: Iterable[Target]) -> list[Outside]:
-    """Resolve DNS names of targets' policies without a recent answer. Nothing is recorded."""
+    """Resolve DNS names in targets' policies that have no recent answer. Records nothing."""
     names = _names(targets)
     if not names:
         return []
@@ -326,7 +326,7 @@ def _path(name: str) -> str:
 
 
 def refresh_names(session: Session, force: bool) -> tuple[OutsideName, ...]:
-    """Do the work of `Host.refresh_names`, and return all DNS names in policies."""
+    """Resolve DNS names for `Host.refresh_names`, and return all DNS names in policies."""
     from niso.look.services import described
 
     machine = session.machine_for_change()

@@ -98,7 +98,7 @@ def port_unforward(
 ) -> list[tuple[str, PortMapping]]:
     """Withdraw a port that `port_forward` added. The service may be inactive since a reboot.
 
-    The forward may have taken ports that manifests of other services ask for. These ports are
+    The forward may have taken ports that manifests of other services request. These ports are
     published in the same transaction, and returned as pairs (service, port). Raises NotFound if the
     port is not forwarded, and Conflict if the manifest publishes it.
     """

@@ -515,7 +515,7 @@ def repair_row(processes: Processes, store: Store, name: str) -> None:
 
 
 def repair_defects(kernel: Kernel, store: Store, defects: Iterable[Defect]) -> None:
-    """Repair rows of the store that are missing or wrong, in the caller's transaction."""
+    """Restore rows that are missing in the store, in the caller's transaction."""
     wanted = [(table, service) for problem, table, service in defects if problem == "missing"]
     _restored(kernel, store, [service for _, service in wanted if service])
     if any(table == "sysctl" for table, _ in wanted):

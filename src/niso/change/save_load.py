@@ -468,7 +468,7 @@ class _Loading:
         return os.path.join(self._stack_folder(stack), "stack.toml")
 
     def check(self) -> None:
-        """Check the names of services and the settings of networks. Raises all errors together."""
+        """Check the names of services and the settings of networks. Raises all errors at once."""
         errors: list[Error] = []
         if self._prefix and self._store.stack_members(self._prefix):
             errors.append(Conflict(f"stack {self._prefix!r} exists already", "choose another name"))

@@ -142,7 +142,7 @@ def foreseen(
 ) -> tuple[PolicyContext, PolicyContext]:
     """Return the services and networks that policies refer to, before and after `up`.
 
-    The call of `up` is only simulated.
+    `up` is only simulated: nothing changes.
     """
     wanted, joins = _joining(machine.store, named(machine.store, stack), replace)
     return activate.foreseen(machine, wanted, joins)
@@ -160,7 +160,7 @@ def _membership(
     stack: Stack, on: Container[str], left: Iterable[str] = (), replace: bool = False
 ) -> StackMembership:
     """Return the stack membership to record for services. ``on`` are the networks of the services,
-    and ``left`` the services that left the stack's file.
+    and ``left`` the services that were removed from the stack's file.
     """
     requests = [request for name, request in stack.networks.items() if name in on]
     return StackMembership(

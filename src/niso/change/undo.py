@@ -130,9 +130,9 @@ def undo(
     """Undo several activations as one change of the store and the kernel.
 
     Activations may depend on each other, because one may use names or ports that another has
-    released. ``wait_s`` is the time in seconds to wait for niso's lock. If ``wait_s`` is None,
-    there is no limit. ``final`` is false if a request to etcd may still be in progress. Returns the
-    errors by service. Raises Busy if niso's lock is not free within ``wait_s``.
+    released. ``wait_s`` is the time in seconds to wait for niso's lock, or None for no limit.
+    ``final`` is false if a request of the activation may still reach etcd. Returns the errors by
+    service. Raises Busy if niso's lock is not free within ``wait_s``.
     """
     if not intents:
         return {}

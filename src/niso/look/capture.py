@@ -435,7 +435,8 @@ class CaptureFile:
     def packet(self, interface: int, time: int, data: bytes, length: int) -> bytes:
         """Return the bytes to append for a packet, or b"" if the file is full.
 
-        ``time`` is in microseconds since 1970. ``length`` is that of the packet before it was cut.
+        ``time`` is in microseconds since 1970. ``length`` is the original length, before
+        truncation.
         """
         if self.is_full:
             return b""

@@ -79,8 +79,9 @@ def check(
 ) -> list[Finding]:
     """Return the problems that `niso net check` reports for the host, a service or a network.
 
-    A call of an engine gives ``name`` and ``may_be_on``. A sysctl in ``may_be_on`` is not reported
-    if niso wants it to be 0. Chains and sets, which all services share, are not compared.
+    Plugins of container engines pass ``name`` and ``may_be_on``. Then a sysctl in ``may_be_on`` is
+    not reported if niso wants it to be 0, and chains and sets, which all services share, are not
+    compared.
 
     This function changes nothing. A difference may be due to a command that is running now, so
     differences are compared again under niso's lock. Raises KernelError, NotFound if ``name`` is
@@ -107,8 +108,8 @@ def check(
 def problems(machine: Machine) -> dict[str, int] | None:
     """Count the problems of each kind, without niso's lock. Raises KernelError.
 
-    Only problems that several comparisons in a row find are counted: a running command causes
-    others. Returns None if objects disappeared during each comparison.
+    Only problems that several comparisons in a row find are counted. The others are due to a
+    running command. Returns None if objects disappeared during each comparison.
     """
     lasting: set[tuple[Problem, str]] | None = None
     for turn in range(_LOOKS):
@@ -199,7 +200,7 @@ def full_neighbour_tables(before: Iterable[Table], now: Iterable[Table]) -> list
 def unpublished_ports(machine: Machine, name: str | None) -> list[tuple[str, str]]:
     """Return a warning and the next step for each manifest port that is no longer published.
 
-    A `niso port-forward` took the host port, and no longer exists. An activation publishes the port
+    A `niso port-forward` that no longer exists took the host port. An activation publishes the port
     again. ``name`` limits the check to one service or network.
     """
     store = machine.store

@@ -730,7 +730,7 @@ class WrittenNames:
         self._file, self._own, self._networks = services, full(services), full(networks)
 
     def service(self, other: str) -> str | None:
-        """Return a name that refers only to the given service, or None if there is no such name."""
+        """Return a name that means only the given service in this policy, or None."""
         if other in self._members and other not in self._own:
             return None  # the service is no longer in the file
         names = [self._own.get(other, other)]

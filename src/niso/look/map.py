@@ -356,7 +356,7 @@ Pair = tuple[str, str, bool]  # the names of source and destination, and whether
 
 
 def bounded(memory: Memory, reader: FlowReader) -> tuple[Memory, dict[Pair, int]]:
-    """Limit the number of flows: the latest of each pair of source and destination stay.
+    """Limit the number of flows. The latest flows of each pair of source and destination stay.
 
     Of the open flows, those with most connections stay. All other machines count as one name. Also
     returns the number of flows of each pair that were left out.

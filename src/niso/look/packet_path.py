@@ -522,7 +522,7 @@ def _dropping(
     raw: str,
     inside: str,
 ) -> tuple[_Rules, _Rules]:
-    """Return the rules that drop a packet: before policies are evaluated, and afterwards."""
+    """Return (rules that drop a packet before policies are evaluated, rules afterwards)."""
     is_within = entered is not None and reached is not None and reached.name == entered.name
     if entered and entered.internal and not is_within:
         return _static(ruleset.INET, "forward", "out of an internal network"), ()

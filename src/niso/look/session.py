@@ -103,13 +103,13 @@ class Session:
         return self.machine(create)
 
     def kernel(self) -> Kernel:
-        """Return the kernel of this host, for calls that need no store."""
+        """Return the `Kernel` of this host, for calls that need no store."""
         from niso.kernel.real import Kernel
 
         return Kernel()
 
     def processes(self) -> Processes:
-        """Return the processes of services, for calls that need no store."""
+        """Return the `Processes` of this host, for calls that need no store."""
         from niso.runtime.processes import Processes
 
         return Processes()
@@ -333,7 +333,7 @@ def path(value: object, what: str) -> str:
 
 
 def seconds(value: object, what: str, low: float) -> float:
-    """Check an argument in seconds, which must be at least ``low``. Raises UsageError."""
+    """Convert a number of seconds, which must be at least ``low``, to float. Raises UsageError."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UsageError(f"must be a number of seconds, not {type(value).__name__}", None, what)
     if not low <= value < float("inf"):
@@ -349,7 +349,7 @@ def duration(value: str, what: str) -> float:
 
 
 def line_count(value: object) -> int | None:
-    """Check that an argument is a number of lines, or None for all lines. Raises UsageError."""
+    """Check a number of lines and return it. None means all lines. Raises UsageError."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):

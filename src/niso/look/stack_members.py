@@ -114,7 +114,7 @@ def refuse_elsewhere(store: Store, stack: str, file: str, hint: str) -> None:
 
 
 def error_of(network: str, error: Error) -> InvalidInput:
-    """Convert an error about a network: its key becomes the one of stack.toml."""
+    """Convert an error about a network to an error with the network's key in stack.toml."""
     new = InvalidInput.of(error)
     option = (error.key or "").removeprefix("--")
     new.key = f"networks.{network}" + (f".{option}" if option else "")

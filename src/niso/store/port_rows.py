@@ -127,9 +127,9 @@ class PortRows(Rows):
         return next(iter(rows), None)
 
     def spans(self, proto: str, first: int, last: int) -> list[tuple[int, int]]:
-        """Return recorded ranges (first, last) of host ports: all that overlap a range, and others.
+        """Return recorded ranges (first, last) of host ports that may overlap a given range.
 
-        Ranges of inactive services, and ranges that an undo would restore, are included.
+        Includes ranges of inactive services, and all ranges that an undo would restore.
         """
         return self._run(
             "SELECT host_port, host_port+count-1 FROM port"

@@ -123,7 +123,7 @@ class SnapshotRows(PortRows, PolicyRows):
         self._set_meta("links_before", encoded(kept) if kept else None)
 
     def keeps_forwarding(self) -> bool:
-        """Return whether forwarding stays on without active services: other programs need it."""
+        """Return whether forwarding stays on without active services, as other programs need it."""
         return self._meta("keeps_forwarding") is not None
 
     def set_keeps_forwarding(self, keeps: bool) -> None:

@@ -257,7 +257,7 @@ class SpanRows(Rows):
         self._set_meta("tunnel", encoded(list(tunnel)))
 
     def set_attempt(self, attempt: tuple[Services, Peers] | None) -> None:
-        """Record that an update of other hosts' services begins, or with None that it is done."""
+        """Record that an update of other hosts' services begins. None records that it is done."""
         data = attempt and encoded([dict(part) for part in attempt])
         self._set_meta("attempt", data)
 
@@ -334,7 +334,7 @@ class SpanRows(Rows):
         self._put("claim", claim.service, claim.mark, claim.gen, encoded(claim.addresses))
 
     def drop_claim(self, service: str) -> None:
-        """Delete claim and addresses of a service that has nothing reserved in the cluster."""
+        """Delete the record of a service's claim, and its leases on networks that span hosts."""
         self._run("DELETE FROM claim WHERE service=?", service)
         self._run(
             "DELETE FROM lease WHERE service=? AND network IN (SELECT network FROM span)", service
