@@ -174,8 +174,11 @@ def test_deploy_that_was_cut_off_after_its_swap_is_complete_after_a_reboot(boots
     lab = boots()
     lab.niso("activate", web(lab, "v1"))
     lab.niso("enable", "web")
-    command = lab.popen("niso", "activate", web(lab, "v2", deploy={"monitor": "60s"}))
-    lab.wait_for(lambda: asked_page(lab, "192.0.2.1", 8080, "client") == "v2", 60)
+    output = lab.path("/tmp/deploy")
+    with output.open("w") as file:
+        package = web(lab, "v2", deploy={"monitor": "60s"})
+        command = lab.popen("niso", "activate", package, stdout=file.fileno(), stderr=file.fileno())
+    lab.wait_for(lambda: "connections go to version 2" in output.read_text(), 60)
     command.kill()
     command.wait(10)
     lab = boots(lab)
