@@ -49,7 +49,7 @@ def read(path: str, mode: int = 0) -> bytes | None:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_mode & mode != mode:
             return None
-        # files of the kernel have the size 0; of others, a short read means end of file
+        # files in /proc and /sys have the size 0; in other files, a short read means end of file
         parts, size = [], status.st_size + 1 if status.st_size else _BLOCK
         while part := os.read(fd, size):
             parts.append(part)

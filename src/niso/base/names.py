@@ -20,8 +20,9 @@ the time of a lookup in a set."""
 BRIDGE_GROUP, PORT_GROUP, TUNNEL_GROUP = 0x6E696F00, 0x6E696F10, 0x6E696F12
 """The groups (IFLA_GROUP, ip-link(8)) of niso's bridges, of their ports, and of VXLAN devices.
 
-A rule compares a group in half the time of a name. The names decide wherever an interface without
-its group could otherwise pass more. The numbers are even: `Rtnl.delete_links` uses odd ones.
+A rule compares a group in half the time of a name. Rules compare names wherever a packet of an
+interface without its group could otherwise pass. The numbers are even: `Rtnl.delete_links` uses odd
+ones.
 """
 DOMAIN = "niso.local"
 MAC_PREFIX = "0a:"

@@ -182,7 +182,7 @@ def _flush(
             left = _count(kernel)
             deleted, count = max(0, count - left), left
             if can and is_all:
-                _delete_by(kernel, ours)  # delete what packets under way have created
+                _delete_by(kernel, ours)  # delete entries that packets in transit have created
                 return deleted
         # Each dump walks the whole table. With few entries a single walk of all is the cheapest.
         if _GIVEN * count < (len(filters) - 1) * (_WALK + _SKIPPED * count):

@@ -101,8 +101,8 @@ class IptablesMatch(NamedTuple):
     targets: tuple[tuple[int, int], ...] | None = None  # ranges of destination ports
 
 
-# expressions of a rule: one writes a value that this module cannot know; of the other, it cannot
-# know whether it matches
+# expressions of a rule that this module cannot evaluate: CLOBBERS writes an unknown value, and
+# MAY_MATCH may match or not
 CLOBBERS, MAY_MATCH = "clobbers", "may match"
 MAY_MATCH_END = "may match an address or port"
 ORIGINAL = "ct original"  # source of a `RegisterLoad`: of the packet before any NAT
@@ -389,7 +389,7 @@ def _match(fields: dict[int, bytes], family: str = "") -> tuple[Expression, ...]
         return tuple(_iprange(info, family == "ip"))
     elif name == "conntrack" and revision in (2, 3) and len(info) >= 154:
         flags = int.from_bytes(info[146:148], sys.byteorder)
-        # of the rest, replies, times and the port ranges of revision 2 are not read
+        # replies, times and the port ranges of revision 2 are not parsed
         known = 0x304F | (0x300 if revision == 3 else 0)
         if not flags & ~known and (family in ("ip", "ip6") or not flags & 0xC):
             return tuple(_conntrack(info, flags, family == "ip"))

@@ -49,7 +49,7 @@ OWN_THREAD = "niso"  # what the names of niso's programs begin with: niso, niso-
 
 _THREAD_NAME = "/proc/thread-self/comm"
 
-# what parsing raises for an answer which the kernel would not send
+# exceptions of the parsers for an answer that the kernel would not send
 MALFORMED = (struct.error, LookupError, ValueError, OverflowError)
 
 _header = struct.Struct("=IHHII")  # struct nlmsghdr

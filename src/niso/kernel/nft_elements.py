@@ -37,7 +37,7 @@ _NFPROTO, _IPV4, _IPV6, _ETHER, _PROTO, _SERVICE, _CLASS, _IFNAME = 2, 7, 8, 9, 
 _IFINDEX = 20
 # bytes of a packet without an nft type: a MAC, addresses of a quoted or wrapped packet, a VNI
 _MAC_NUMBER, _QUOTED4, _QUOTED6, _VNI = -1, -2, -3, -4
-_SORTED_CLASS = -5  # a class as intervals have it
+_SORTED_CLASS = -5  # a class in a key with intervals
 # ports and addresses of intervals that are always ranges
 _PORTS, _SPAN4, _SPAN6 = -6, -7, -8
 _SLOT = -9  # a number in the host's byte order (ruleset.SLOTS)

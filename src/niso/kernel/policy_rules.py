@@ -162,7 +162,7 @@ def _record(name: str, verdict: str, masks: tuple[str, str] = ("", "")) -> str:
     lines = []
     for (number, word), mask in zip(_WORDS.items(), masks, strict=True):
         key = _KEY.format(word=word)
-        # only a flow that is not recorded needs room. An inverted look-up counts no packet
+        # only a flow that is not yet in the set uses the share. An inverted lookup counts no packet
         lines += [
             f"\t\t{key} != @{name}{number} update @share_{name}{number} {{ {word} saddr{mask}"
             f" limit rate over {rate}/hour burst {burst} packets counter }} counter {verdict}"

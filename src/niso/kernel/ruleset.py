@@ -113,8 +113,8 @@ TO_ALL = "to_all"
 
 New flows are limited by address. IP fragments, ARP together with neighbour discovery, and
 multicasts together with broadcasts (``to_all``) are limited by bridge port. ``askers`` limit how
-many addresses on its own links the host resolves for a service, apart from those of the last
-`NEXT_HOP_S` seconds: each takes an entry of the machine's neighbour table.
+many addresses on its own links the host resolves for a service, except addresses resolved in the
+last `NEXT_HOP_S` seconds: each takes an entry of the machine's neighbour table.
 """
 _BURST = {FLOWS: 5, FRAGMENTS: 5, ARP: 10, ASKERS: 5, TO_ALL: 5}  # burst, in seconds of the rate
 

@@ -580,9 +580,9 @@ def _by_port(direction: _Direction, entries: list[Entry], proto: str) -> _Runs:
 
 
 def _deviations(table: _Table, family: int, wider: _Table | None = None) -> list[_Ports]:
-    # Find the port ranges whose decision differs from the one that the rules would find without
-    # elements: the decision in ``wider``, the table that is looked up next, if it is special for
-    # the port, otherwise ``table.base``. The same verdict by another manifest entry counts as
+    # Find the port ranges that need elements: without them, the rules would find another decision.
+    # This is the decision in ``wider``, the table that is looked up next, if it is special for the
+    # port, otherwise ``table.base``. The same verdict by another manifest entry counts as
     # different, so that each entry has its own counter.
     result: list[_Ports] = []
     expected = table.base

@@ -106,7 +106,7 @@ class OciHost(NamedTuple):
     devices: Sequence[dict[str, Any]] = ()
     """The devices of the service (config-linux.md, Devices), each also with its ``access``."""
     resets: Collection[str] = ("nice", "oom")
-    """Which of these values of itself, which crun would inherit, the caller may reset."""
+    """Which of its own values (nice value, OOM score) the caller may reset. crun inherits them."""
 
 
 def process(spec: ProcessSpec, args: list[str], machine: OciHost) -> dict[str, Any]:

@@ -384,7 +384,7 @@ KINDS: list[Kind[Any]] = []
 """The kinds whose modules are loaded, in `ORDER`. A State contains only objects of these kinds."""
 
 Foreign = dict[str, Conflict]
-"""Maps the names of other programs' interfaces and namespaces in niso's way to their Conflicts."""
+"""Maps names of other programs' interfaces and namespaces that niso itself needs to Conflicts."""
 
 _NONE: frozenset[Any] = frozenset()
 
@@ -654,7 +654,7 @@ class Reading:
             for kind in KINDS:
                 self._note(kind, frozenset(kind.leftovers(self)))
         present = self._present
-        # this object and its spaces refer to each other, and what was read would stay in memory
+        # this object and its spaces refer to each other, so the data would stay in memory
         self._present, self.elements, self.hosts_texts = {}, None, {}
         self.candidates, self.host, self._open = State(), Space(self, "", {}), []
         return State.of_kinds(lambda kind: present.get(kind.type, ()))
