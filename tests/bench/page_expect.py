@@ -127,7 +127,7 @@ def _ports(f: _Figures) -> Iterator[str]:
     yield f"connection tracking, {_compared(median(own), median(peer))} netavark's"
     yield f"{f.to('ports', 'tcp', 'netavark 1', 'tracked')}. Unlike netavark, niso also checks the"
     yield "sender, limits new flows and records flows. The throughput of niso reaches"
-    yield f"{f.to('ports', 'bulk', 'niso 1', 'tracked')} of that of the routed path."
+    yield f"{f.to('ports', 'bulk', 'niso 1', 'tracked')} of the throughput of the routed path."
 
 
 def _many_ports(f: _Figures) -> Iterator[str]:
