@@ -125,7 +125,7 @@ def plan_network(
         raise Conflict(reason, "choose another name")
     given, mtu = subnets._gateways(nets, request.gateways), request.mtu
     if mtu is None:
-        # IPv6 needs a least MTU (RFC 8200, 5), also where the host's MTU is smaller
+        # IPv6 needs a minimum MTU (RFC 8200, 5), even if the host's MTU is smaller
         mtu = max(kernel.default_mtu(), subnets.MIN_MTUS[6] if with_ipv6 else 0)
     own = [
         SubnetRecord(net.version, str(net), given.get(net.version, str(net.network_address + 1)))
@@ -299,7 +299,7 @@ def remove(
         scope = Scope((), tuple(names), names=tuple(("network", name) for name in names))
         if spanning:
             scope = span_networks.going(store, scope, every=True)
-        # if this fails or niso dies, the networks stay known for repair
+        # if this fails or niso is killed, the networks stay recorded for repair
         with change(kernel, store, scope, report, teardown=True, dry_run=dry_run):
             for name in names:
                 store.require_network(name)

@@ -149,8 +149,8 @@ def _apply(
         rows.put(answer._replace(settled=False) for answer in reached)
         rows.forget_others(now - KEPT_S)
     if services and any(not answer.settled for answer in before.values()):
-        # a line of a hosts file has all names of an address, and may be there without some.
-        # What else cannot be repaired does not concern the names, and `net check` reports it
+        # a line of a hosts file has all names of an address, and some may be missing there.
+        # Other failed repairs do not concern the names, and `net check` reports them
         with suppress(Error):
             repair(kernel, store, report)
     with store.transaction():

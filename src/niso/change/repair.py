@@ -129,8 +129,8 @@ def repair_all(machine: Machine, report: Report = silent) -> int:
 def repair_network(machine: Machine, report: Report = silent) -> int:
     """Repair the store and the kernel. Processes and interrupted changes are left unchanged.
 
-    Does not lock services. At boot, a command that starts a service may have its lock and wait for
-    the firewall's unit, which runs this repair. Raises the same errors as `repair_all`.
+    Services are not locked, because a service may be waiting for the systemd unit that runs this
+    repair. Raises the same errors as `repair_all`.
     """
     errors: list[Error] = []
     with Lock():

@@ -180,7 +180,7 @@ def undo(
             restore_manifest(store, kept)
         except Error as error:
             errors[name] = error
-    # last: if this process dies before, the next command repeats the undo
+    # last: if this process is killed before, the next command repeats the undo
     stop.end_intents(store, undone)
     stop.report_to_cluster(machine, undone, report, final)
     return errors
@@ -286,7 +286,7 @@ def _undo_records(
         scope = concerned(store, touched)
         scope = concerned(store, touched, names=restored_names | all_names(store, scope))
         scope = with_remotes(store, scope)
-        # if niso dies here, the intents and their rows stay
+        # if niso is killed here, the intents and their rows stay
         with change(kernel, store, scope, report, teardown=True, detached=links) as undone:
             try:
                 _doubt_slots(store, undone, (intent.service for intent in intents))

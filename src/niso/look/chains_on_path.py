@@ -60,9 +60,9 @@ class OtherChain(NamedTuple):
 
     chain: str  # family, table and name of the chain, as nft(8) writes them
     hook: str  # ingress, prerouting, input, forward, output or postrouting
-    verdict: str  # drop, or may drop: this depends on more than the ends of the packet
+    verdict: str  # drop, or may drop if the rule also tests a mark, a rate or the like
     replies: bool  # whether the replies are dropped, not the packet
-    rule: str | None  # the rule that decides; null if the chain drops what no rule accepts
+    rule: str | None  # the rule that decides; null if it is the chain's policy
 
     @property
     def words(self) -> str:
@@ -153,7 +153,7 @@ def of_packet(
     except KernelError as error:
         unseen.append(f"chains of other programs cannot be read: {error.message}")
     found = dict.fromkeys(one.chain for one in drops)
-    # a chain that drops the packet is not named for its replies too
+    # a chain that drops the packet is not listed for its replies too
     lost = {one.chain for one in drops if not one.replies}
     shown = tuple(one for one in drops if not (one.replies and one.chain in lost))
     unsure = {name: None for name in unsure if name not in found}
@@ -247,11 +247,11 @@ def _outside(
     before: _Ends | None,
     any_end: bool,
 ) -> OtherChain | None:
-    """Return a chain that drops, or may drop, a packet from another machine to a service, or None.
+    """Return the chain if it drops, or may drop, packets of other machines to a service, else None.
 
-    ``after`` and ``before`` have the packet's addresses and ports after and before DNAT. If
-    ``any_end`` is true, each rule that drops by an address or port counts. If ``any_end`` is false,
-    only rules that match the packet count.
+    ``after`` and ``before`` have the packet's addresses and ports after and before DNAT. With
+    ``any_end``, each rule that drops by an address or port counts, otherwise only a rule that
+    matches the packet.
     """
     hook = HOOKS[chain.hook]
     leaves = "" if hook in _EARLY else network.bridge

@@ -38,7 +38,7 @@ class Destination(NamedTuple):
     proto: str  # tcp, udp, sctp or icmp
     host: str | None  # the other host that the service is on; null for this host
     instances: tuple[str, ...] = ()
-    """strings: the instances of which one gets the packet; only for a service address"""
+    """strings: the instances, one of which gets the packet; only for a service address"""
 
     def left_out(self) -> tuple[str, ...]:
         """Return the names of the fields that are left out of the JSON output."""

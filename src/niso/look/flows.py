@@ -512,8 +512,8 @@ def closed(
     """Return why no packet can get from one address to a port of another, or None if one can.
 
     Considers networks and published ports, but not policies. Recorded flows have the addresses
-    after DNAT. A flow from another machine therefore counts as one through a published port. With
-    ``across``, this also applies to flows between services on different networks.
+    after DNAT, so a flow from another machine is assumed to use a published port. With ``across``,
+    a flow between services on different networks is assumed to use one too.
     """
     path = decide(context, source, destination, port, proto).path
     sender, receiver = (holder_of(context, end) for end in (source, destination))

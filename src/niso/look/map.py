@@ -252,7 +252,9 @@ class Map(Metered):
         )
 
     def _name_in(self, store: Store) -> Callable[[str, str], str | None]:
-        """Return a cached function that maps (service, other) to the other's name in a policy."""
+        """Return a cached function that maps (service, other service) to a name for the other
+        service that the policy of the first can use, or None.
+        """
         version = store.changes()
         if version != self._version:
             self._version, self._names = version, {}

@@ -452,8 +452,8 @@ def _path(
     """
     family = packet.family
     raw, word = ("raw", "ip") if family == 4 else ("raw6", "ip6")
-    # each return is a point where the packet stops, in the order in which it meets them: rules that
-    # it never reaches are not part of the answer
+    # each return is a point where the packet's path may end, in the kernel's order: rules that
+    # the packet never reaches are not part of the result
     if (
         family_of(packet.source) != family
         or (sender and (sender.serving is not None or not sender.active))

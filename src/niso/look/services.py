@@ -184,7 +184,7 @@ class Service(NamedTuple):
     outside: tuple[OutsideName, ...]  # DNS names in the service's policy
     front: str | None  # the service of which this is an instance; null for other services
     instances: tuple[ServiceInstance, ...]
-    """the active instances of a service with replicas; of an instance, only itself"""
+    """the active instances of a service with replicas; for an instance, only itself"""
 
 
 class Deploy(NamedTuple):
@@ -207,7 +207,7 @@ class Deploy(NamedTuple):
     why: str
     """why the deploy failed or was taken back; can be empty"""
     who: str
-    """the user of the login, and of sudo if that is another one; empty if unknown"""
+    """the user of the login, and the user of sudo if different; empty if unknown"""
     login_uid: int | None
     """the uid of the login, which su and sudo do not change; null if there was no login"""
     sudo_user: str | None

@@ -179,7 +179,7 @@ class Metered(ResultStream):
         """Read the services that may have changed since the last call. Raises Error."""
         store = self.session.store()
         version = store.changes()
-        # the store does not change when a command dies or an audit ends
+        # the store does not change when a command is killed or an audit ends
         timed = store.intents() or store.audits()
         if version == self._version and time.monotonic() < self._until and not timed:
             self._read_changed(store)

@@ -120,7 +120,7 @@ def later(kernel: Kernel, before: AbstractSet[int | str] | None) -> list[Link]:
 
 def later_routes(kernel: Kernel, store: Store) -> dict[str, str]:
     """Return {prefix: link} of other programs' routes and addresses, without default routes. The
-    link is "" unless it is a `later` one. Raises KernelError.
+    link is "" if it existed before niso made the host forward. Raises KernelError.
     """
     new = {
         version: {link.name for link in later(kernel, _known(store, version))} for version in (4, 6)

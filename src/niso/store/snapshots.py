@@ -21,8 +21,8 @@ _PUBLISHED = (
     "SELECT 1 FROM published p JOIN service v ON v.name=p.service AND v.active=1"
     " WHERE p.network=n.name"
 )
-# peers on a service's other networks reach its published ports there; its first network is one of
-# these only if it is internal (`niso.plan.records.primary`)
+# peers on a service's other networks reach its published ports there. The first network is one
+# of these only if it is internal (`niso.plan.records.primary`)
 _PUBLISHED_BESIDE = (
     "SELECT 1 FROM endpoint e JOIN service v ON v.name=e.service AND v.active=1"
     " JOIN published p ON p.service=e.service WHERE e.network=n.name"
