@@ -378,7 +378,7 @@ class WatchedObjects:
 
     @property
     def is_known(self) -> bool:
-        """Return whether the cache is filled: all objects have been listed once."""
+        """Return whether the cache is filled: all objects have been listed at least once."""
         return self._version > 0
 
     def objects(self) -> dict[Key, Any]:

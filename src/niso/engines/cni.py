@@ -5,9 +5,9 @@ of plugins, the engine passes the key ``prevResult``. For ADD, this is the resul
 before niso, into which niso merges its own result. For CHECK and DEL, it is the result of the whole
 list.
 
-If the configuration has the key ``kubernetes``, a pod is attached with a policy that denies all
-packets. The agent (`niso.engines.pod_agent`) computes the pod's network policies, and then replaces
-this policy.
+If the configuration has the key ``kubernetes``, a pod is attached with a policy that allows only
+connections from the host. The agent (`niso.engines.pod_agent`) computes the pod's network policies,
+and then replaces this policy.
 """
 
 from __future__ import annotations
@@ -345,7 +345,10 @@ def _ports(mappings: Any) -> Iterator[PortMapping]:
 
 
 def _policy(call: Call, notes: Mapping[str, str]) -> Policy:
-    """Return a policy that allows only what configuration, annotations and CNI_ARGS all allow."""
+    """Return the policy that allows only what configuration, annotations and CNI_ARGS all allow.
+
+    Raises Failure for an unknown key.
+    """
     noted = _once(((key.replace("-", "_"), value) for key, value in notes.items()), _PREFIX)
     own = [(key[5:].lower(), value) for key, value in call.args.items() if key[:5] == "NISO_"]
     args = _once(own, "NISO_")
@@ -485,8 +488,9 @@ _HINT = "look at the plugins before niso-cni in the list"
 def require_free(store: Store, call: Call, same: AttachedRow | None) -> None:
     """Raise Failure if the requested interface already exists in the container.
 
-    An earlier plugin of the list may have created the interface. If niso is twice in the list, an
-    interface of niso's first call is no error. ``same`` is the container's present attachment.
+    An earlier plugin of the list, or an earlier ADD, may have created it. If niso is twice in the
+    list, the interface of its first call is no error. ``same`` is the container's present
+    attachment.
     """
     own = store.attachments.links(same.service) if same is not None else ()
     is_own = any(link.interface == call.interface for link in own)
@@ -504,7 +508,7 @@ def require_free(store: Store, call: Call, same: AttachedRow | None) -> None:
 
 
 def merged(call: Call, own: dict[str, Any]) -> dict[str, Any]:
-    """Add niso's result to that of earlier plugins, without duplicates. Raises Failure."""
+    """Return ``prevResult`` with niso's result added, without duplicates. Raises Failure."""
     before = _previous(call)
     interfaces = list(before["interfaces"])
     places = []
@@ -562,7 +566,10 @@ _POD_HINT = "systemctl status niso_kubernetes"
 
 
 def require(call: Call, same: AttachedRow | None) -> None:
-    """Raise Failure if a pod has no name, or if no agent runs to apply the pod's policy."""
+    """Raise Failure if a pod has no name, or if it has no applied policy and no agent runs.
+
+    ``same`` is the pod's present attachment.
+    """
     from niso.engines import pod_agent
 
     _wait_s(call)
@@ -572,8 +579,9 @@ def require(call: Call, same: AttachedRow | None) -> None:
 
 
 def closed(store: Store, call: Call, request: Request, same: AttachedRow | None) -> Request:
-    """Return a request with the pod's own policy if it is applied, or else a policy that denies
-    all.
+    """Return a pod's request with its present policy if it is applied, or else `pod_agent.CLOSED`.
+
+    ``same`` is the pod's present attachment.
     """
     from niso.engines import pod_agent
 

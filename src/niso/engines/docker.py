@@ -61,9 +61,7 @@ _waiting: dict[str, float] = {}
 
 
 def answer_call(call: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Carry out a call of Docker and return the answer. For an unknown call, return {}. Raises
-    Error.
-    """
+    """Carry out a call of Docker and return the answer ({} for an unknown call). Raises Error."""
     carry_out = _CALLS.get(call)
     return (carry_out(given) if carry_out is not None else None) or {}
 
@@ -171,11 +169,12 @@ def _policy(
 
 
 def _marked(given: Mapping[str, Any], endpoint: Mapping[str, Any]) -> dict[str, str]:
-    """Return the options in the labels of the container that a call of Join is about.
+    """Return the options of niso in the labels of the container for which Docker calls Join.
 
     Docker does not pass labels, and does not answer requests about a container that it is starting.
     niso therefore reads Docker's files: the store of its networks has the container's id, and the
-    container's record has its labels. Raises Error if niso needs the record and cannot find it.
+    container's record has its labels. Raises Error if a label may exist and the record is not
+    found.
     """
     pid = str(given.get(_CALLER, "")).partition(" ")[0]
     folder = _data_folder(pid)
@@ -201,7 +200,10 @@ def _marked(given: Mapping[str, Any], endpoint: Mapping[str, Any]) -> dict[str, 
 
 
 def _data_folder(pid: str) -> str | None:
-    """Return the path of Docker's data, in which dockerd has a database open, or None."""
+    """Return Docker's data folder, found by a database there that the dockerd ``pid`` has open.
+
+    Returns None if this process is no dockerd.
+    """
     for number in os.listdir(f"/proc/{pid}/fd") if pid.isdigit() else ():
         try:
             path = os.readlink(f"/proc/{pid}/fd/{number}")
@@ -214,11 +216,11 @@ def _data_folder(pid: str) -> str | None:
 
 
 def _image_labels(folder: str, record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the labels of a container's image, or None if they cannot be read. ``folder`` is that
-    of Docker's data, and ``record`` the container's.
+    """Return the labels of a container's image, or None if they cannot be read.
 
-    The image is in Docker's own store, or by its manifest in containerd's, whose default folders
-    are those of a containerd that dockerd starts, and of one that systemd starts.
+    ``folder`` is Docker's data folder, and ``record`` Docker's record of the container. The image
+    is in Docker's own store, or in that of containerd, in the default folder of a containerd that
+    dockerd or systemd starts.
     """
     image = str(record.get("Image", "")).rpartition(":")[2]
     manifest = str((record.get("ImageManifest") or {}).get("digest", "")).rpartition(":")[2]
@@ -254,7 +256,10 @@ def _ports(given: Mapping[str, Any]) -> tuple[PortMapping, ...]:
 
 
 def _join(given: dict[str, Any]) -> dict[str, Any]:
-    """Create a namespace for an endpoint, attach it to the network, and give Docker its link."""
+    """Create a namespace for an endpoint, attach it, and move its interface to the host.
+
+    Returns the answer for Docker, with the name of this interface and the gateways.
+    """
     network, path = _network(given), _file(paths.run_dir(), given["EndpointID"])
     kept, sandbox = plugin.load(path), str(given["SandboxKey"])
     if kept is None or not sandbox.startswith("/"):
@@ -292,7 +297,7 @@ def _join(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _forget_ended(machine: Machine, request: Request) -> None:
-    """Detach endpoints whose container ended without a call, for example because Docker was killed.
+    """Detach endpoints of containers that ended without a call, for example when Docker was killed.
 
     Docker reuses the addresses and ports of such containers. An endpoint whose interface Docker may
     still be moving is detached only if ``request`` has one of its addresses.
@@ -384,7 +389,7 @@ def _request(
 
 
 def _set_ports(given: Mapping[str, Any], ports: tuple[PortMapping, ...]) -> None:
-    """Publish exactly these ports for an endpoint, even while Docker is moving its interface."""
+    """Replace the published ports of an endpoint, even while Docker is moving its interface."""
     machine = plugin.machine()
     for attached in machine.store.attachments.all(OWNER, str(given["EndpointID"])):
         now = attach.current(machine.store, attached.service)
@@ -417,7 +422,10 @@ def _delete_endpoint(given: dict[str, Any]) -> None:
 
 
 def resume_pending() -> bool:
-    """Wait again for interfaces that Docker is moving. Return False after an error."""
+    """Find the endpoints whose interface Docker is moving, after a restart of this driver.
+
+    Returns False after an error: the caller tries again.
+    """
     if not os.path.lexists(paths.database()):
         return True
     try:
@@ -434,7 +442,7 @@ def resume_pending() -> bool:
 
 
 def _remove_left_files(machine: Machine) -> None:
-    """Remove the data of endpoints of a former dockerd that are no longer attached.
+    """Remove the data of endpoints that are not attached, if their dockerd has exited.
 
     `net gc` detaches endpoints, but does not remove their data. A dockerd that is killed between
     CreateEndpoint and Join leaves data without an attachment.
@@ -453,7 +461,7 @@ def _remove_left_files(machine: Machine) -> None:
 
 
 def complete_pending() -> bool:
-    """Finish attaching endpoints whose interface has arrived. Return whether any still wait."""
+    """Complete the endpoints whose interface is in the container. Return whether any still wait."""
     for id, since in list(_waiting.items()):
         try:
             if _completed(id) or time.monotonic() - since > _LONGEST_WAIT_S:
@@ -562,11 +570,11 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def log_message(self, *_: object) -> None:
-        """Log nothing. Overrides a method that would log each call."""
+        """Do nothing. The base class would log each call."""
 
 
 def main() -> None:
-    """Serve calls. If systemd passed the socket, return after some time without calls."""
+    """Serve calls of Docker. With a socket from systemd, return after some time without calls."""
     try:
         listening, is_passed = _listening()
     except (OSError, Error) as error:

@@ -161,7 +161,7 @@ def _is_as_described(known: NetworkRecord, given: Mapping[str, Any], mtu: str | 
 
 
 def _note(machine: Machine, network: str, called: str) -> None:
-    """Record that a network was created for the Podman network ``called``."""
+    """Record that niso's network ``network`` was created for the Podman network ``called``."""
     file = os.path.join(_network_folder(), f"{called}.json")
     note = {"file": file, "made_at": machine.store.network_made_at(network)}
     plugin.save(os.path.join(_notes(), network), note)
@@ -199,8 +199,9 @@ def drop_networks(machine: Machine, report: Report = silent) -> None:
 def _drop(machine: Machine, wanted: str, report: Report) -> None:
     """Remove networks as `drop_networks` does, for a caller that has the lock.
 
-    Podman writes the file of a new network after the call. A young network whose file has not been
-    seen therefore stays, except the network ``wanted``, which Podman is about to create again.
+    Podman writes the file of a new network after its call to niso. A network without a file is
+    therefore not removed while it is new, except the network ``wanted``, which Podman is about to
+    create again.
     """
     store = machine.store
     for name in sorted(os.listdir(_notes())):
@@ -258,7 +259,7 @@ def _network_folder() -> str:
 
 
 def _network_name(given: Mapping[str, Any]) -> str:
-    """Return niso's name for a Podman network: the same, or a similar valid one for ``shop_back``.
+    """Return the name in niso of a Podman network: its own, or else a valid name derived from it.
 
     Raises InvalidInput for a name with a special meaning in niso, such as ``none``.
     """
@@ -356,10 +357,10 @@ def _setup(machine: Machine, space: str, given: Mapping[str, Any]) -> dict[str, 
 
 
 def _mac(mine: Mapping[str, Any], chosen: object) -> str:
-    """Return the MAC address that a user has chosen for a container, or "" without one.
+    """Return the MAC address that a user has chosen for a container, or "" if there is none.
 
-    ``podman network reload`` also passes a MAC address that niso has derived from a name. The
-    result is then "", because the container may no longer have this name. ``chosen`` are the
+    ``podman network reload`` also passes a MAC address that niso has derived from the container's
+    name. It is ignored, because the container may no longer have this name. ``chosen`` are the
     options of the network in Podman's record of the container.
     """
     mac = plugin.mac(mine.get("static_mac"))
@@ -404,8 +405,7 @@ _PATIENCE_S = 20.0
 def _database() -> str:
     """Return the path of the database that the calling podman has open, or "".
 
-    The database has options of a container that netavark does not pass to its plugin. netavark does
-    not pass the folder of Podman's storage either.
+    The database has options of containers that netavark does not pass to its plugins.
     """
     try:
         with open(f"/proc/{os.getppid()}/stat", encoding="utf-8", errors="replace") as file:
@@ -445,10 +445,10 @@ def recorded(database: str, container: str) -> dict[str, Any] | None:
 
 
 def _image_labels(database: str, record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the labels of a container's image from Podman's storage, or None if it has none there.
+    """Return the labels of a container's image in Podman's storage, or None if it has none there.
 
-    The storage is next to the database (containers/storage, images.go: big data has a file whose
-    name is ``=`` and the key in base64).
+    The storage is next to the database. The file's name is ``=`` and the key in base64
+    (containers/storage, images.go, big data).
     """
     import base64
     import glob
@@ -464,9 +464,9 @@ def _image_labels(database: str, record: Mapping[str, Any]) -> dict[str, Any] | 
 
 
 def _let_go(machine: Machine, container: str, called: str) -> None:
-    """Detach a container with the name ``called`` that Podman has deleted since.
+    """Detach a deleted container with the name ``called``, for a new ``container`` of this name.
 
-    Raises Conflict if Podman still has the container under another name.
+    Raises Conflict if Podman still has the other container, under another name.
     """
     for attached in machine.store.attachments.all(OWNER):
         if attached.given != called or attached.id == container:
@@ -483,10 +483,10 @@ def _let_go(machine: Machine, container: str, called: str) -> None:
 
 
 def collect(machine: Machine) -> list[str]:
-    """Detach the containers that Podman no longer has, and return their names.
+    """Detach the containers that Podman no longer has, and return the names of their attachments.
 
-    A container stays attached while a process runs in its namespace. The namespace's file alone
-    does not keep a container attached, because it still exists if Podman's storage was deleted.
+    A container stays attached while a process runs in its namespace. An existing file of the
+    namespace is not enough, because the file stays if Podman's storage was deleted.
     """
     done = []
     for attached in machine.store.attachments.all(OWNER):
@@ -508,7 +508,7 @@ def _database_of(attached: AttachedRow) -> str:
 
 
 def _is_left(attached: AttachedRow) -> bool:
-    """Return whether a container is orphaned: unknown to Podman, and without processes."""
+    """Return whether Podman no longer has a container, and no process runs in its namespace."""
     if recorded(_database_of(attached), attached.id) is not None:
         return False
     is_there = os.path.exists(attached.netns)
@@ -602,7 +602,7 @@ def _text(store: Store, network: str, owner: str) -> str:
 
 
 def _silenced(store: Store, network: NetworkRecord, family: int) -> list[str]:
-    """Return the addresses on an internal network whose DNS queries may not be forwarded."""
+    """Return the addresses on an internal network whose DNS queries must not be forwarded."""
     addresses = {address for address, _, _ in store.leases(network.name, family)}
     for subnet in network.subnets:
         if subnet.family == family:

@@ -34,9 +34,7 @@ type Selector = tuple[Expression, ...]
 
 
 class Pod(NamedTuple):
-    """A pod of Kubernetes. ``uid`` is the id from the kubelet, not from the API (static pods
-    differ).
-    """
+    """A pod of Kubernetes. ``uid`` is the kubelet's id: the API has another for static pods."""
 
     namespace: str
     name: str
@@ -56,7 +54,7 @@ class Other(NamedTuple):
 
 
 class RulePorts(NamedTuple):
-    """The ports of a rule: a range from ``first`` to ``last``, or a port named in pods."""
+    """The ports of a rule: from ``first`` to ``last``, or the pods' ports named ``name``."""
 
     proto: str
     first: int = 0
@@ -267,10 +265,10 @@ Allowed = tuple[str, Peer, Ports]
 
 
 def _list(allowed: Iterable[Allowed], direction: str) -> tuple[Entry, ...]:
-    """Convert pairs of peer and ports to policy entries, without duplicates.
+    """Convert (policy, peer, ports) to policy entries, without duplicates.
 
-    The entries are ordered so that they need the fewest nftables elements. ``direction`` is part of
-    the manifest key of the entries. Raises InvalidInput if there are too many entries.
+    The order of the entries needs the fewest nftables elements. ``direction`` is part of the
+    entries' keys. Raises InvalidInput if there are too many entries.
     """
     first: dict[tuple[Peer, Ports], str] = {}
     characters = 0
@@ -398,7 +396,10 @@ def _prefixes(cidr: str, excluded: tuple[str, ...]) -> Iterator[str]:
 def _left(
     first: int, length: int, bits: int, excepted: list[tuple[int, int]]
 ) -> Iterator[tuple[int, int]]:
-    """Yield the parts (first, length) of a prefix that do not overlap the ranges ``excepted``."""
+    """Yield the parts (first address, length) of a prefix outside the ranges ``excepted``.
+
+    Addresses are integers. ``bits`` is 32 or 128.
+    """
     last = first + (1 << (bits - length)) - 1
     inside = [(low, high) for low, high in excepted if low <= last and high >= first]
     if not inside:

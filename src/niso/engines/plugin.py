@@ -33,7 +33,7 @@ _SIMILAR = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_.")
 
 
 class _LateProcesses:
-    """A placeholder for `Processes`, whose 15 modules are imported only if an undo needs them."""
+    """A stand-in for `Processes`, whose 15 modules are imported on first use: in an undo."""
 
     def __getattr__(self, name: str) -> Any:
         from niso.runtime.processes import Processes
@@ -64,11 +64,11 @@ def _joined() -> Config | None:
 def find(
     machine: Machine, owner: str, id: str, netns: str, wanted: str, similar: bool = False
 ) -> tuple[AttachedRow | None, str]:
-    """Find a container's attachment. Return the attachment and its name.
+    """Find a container's attachment. Return (attachment, its name).
 
-    If the container or its namespace is new, returns None and a name for the new attachment.
-    ``owner`` is the engine, ``id`` its container, ``netns`` the path of the namespace, and
-    ``wanted`` the preferred name. ``similar`` has the same meaning as in `label`.
+    If the namespace is not attached, the result is None and the name of the container's former
+    attachment, or else an unused name like ``wanted``. ``owner`` is the engine, ``id`` the
+    container, and ``netns`` the path of its namespace. ``similar`` is as for `label`.
     """
     known = machine.store.attachments.all(owner, id)
     there = machine.kernel.cookie_at(netns)
@@ -95,7 +95,7 @@ def endpoint(
 
 
 def label(text: str, similar: bool = False) -> str:
-    """Convert a string to a valid service name. If the string was changed, a hash is appended.
+    """Convert a string to a valid service name. A hash is appended if the string was changed.
 
     With ``similar``, no hash is appended if only capital letters, ``_`` and ``.`` were replaced:
     ``My_Web.1`` becomes ``my-web-1``. Two strings may then have the same name.
@@ -114,7 +114,7 @@ def label(text: str, similar: bool = False) -> str:
 
 
 def aliases(texts: Iterable[object], but: str) -> tuple[str, ...]:
-    """Return the strings that are valid aliases, in lower case, without the name ``but``."""
+    """Return those of ``texts`` that are valid aliases, in lower case, except the name ``but``."""
     valid: dict[str, None] = {}
     for text in texts:
         try:
@@ -183,13 +183,13 @@ OWN_OPTIONS = ("name", "aliases", "allow_from", "deny_from", "egress_allow", "eg
 def labels(
     given: object, image: Callable[[], object], own: Mapping[str, str], where: str
 ) -> dict[str, str]:
-    """Return the options in a container's labels ``niso.KEY`` by KEY, without those in ``own``.
+    """Return the options in a container's labels ``niso.KEY``, by KEY.
 
-    ``given`` are all labels of the container. ``image`` returns those of its image, or None if they
-    are unknown. ``own`` are the container's other options, whose keys errors prefix with ``where``.
-    Raises InvalidInput for an unknown label, for a label that contradicts ``own``, and for a label
-    that comes from the image: the image's author must not choose a name that policies of other
-    services allow.
+    ``given`` are all labels of the container. ``image`` returns the labels of its image, or None if
+    they are unknown. ``own`` are options that the container has without labels: they are left out
+    of the result. In errors, ``where`` precedes their keys. Raises InvalidInput for an unknown
+    label, a label that contradicts ``own``, and a label of the image: the author of an image must
+    not choose a name that policies of other services allow.
     """
     some = given if isinstance(given, dict) else {}
     found = {str(key): str(value) for key, value in some.items() if str(key).startswith(LABEL)}
@@ -210,12 +210,12 @@ def labels(
 
 
 def own_aliases(options: Mapping[str, str]) -> list[str]:
-    """Return the names in the option ``aliases``. Raises InvalidInput for an invalid one."""
+    """Return the host names in the option ``aliases``. Raises InvalidInput if one is invalid."""
     return [host_label(word.lower(), "aliases") for word in words(options.get("aliases", ""))]
 
 
 def words(text: str) -> list[str]:
-    """Split the value of an option at blanks and commas."""
+    """Split the value of an option at white space and commas."""
     return text.replace(",", " ").split()
 
 
@@ -268,9 +268,9 @@ def flag(value: object, where: str) -> bool:
 
 
 def free_name(machine: Machine, wanted: str, id: str, similar: bool = False) -> str:
-    """Return an unused name for an attachment: ``wanted``, or with the container's ``id`` appended.
+    """Return an unused name for an attachment: ``wanted``, or with ``id`` appended.
 
-    ``similar`` has the same meaning as in `label`.
+    ``similar`` is as for `label`.
     """
     name = label(wanted, similar)
     store = machine.store
@@ -280,10 +280,10 @@ def free_name(machine: Machine, wanted: str, id: str, similar: bool = False) -> 
 
 
 def joined(store: Store, request: Request) -> Request:
-    """Add the networks that an attachment already has to a request for one more network.
+    """Return a request for one more network with the networks, ports and aliases that are attached.
 
-    The policy of a pod is kept too. Raises Conflict if the attachment has another interface on the
-    new network, or the same interface on another network.
+    The policy of a Kubernetes pod is taken over too. Raises Conflict if the attachment has another
+    interface on the new network, or the same interface on another network.
     """
     now = attach.current(store, request.name)
     if now is None:
@@ -313,7 +313,7 @@ def joined(store: Store, request: Request) -> Request:
 
 
 def take_off(machine: Machine, attached: AttachedRow, goes: Callable[[AttachedLink], bool]) -> None:
-    """Remove the interfaces for which ``goes`` is true. If none is left, detach the attachment."""
+    """Remove the interfaces for which ``goes`` is true. Detach the attachment if none remains."""
     store = machine.store
     links = store.attachments.links(attached.service)
     left = {link.network for link in links if not goes(link)}
@@ -340,7 +340,7 @@ MALFORMED = (TypeError, KeyError, ValueError, AttributeError, OverflowError, Rec
 
 
 def run(call: Callable[[], object], failed: Callable[[Exception], object]) -> None:
-    """Print the result of ``call`` as JSON, or on an error that of calling ``failed``, and exit."""
+    """Print the result of ``call``, or after an error that of ``failed``, as JSON. Then exit."""
     status = 0
     try:
         answer = call()
@@ -380,7 +380,7 @@ def save(path: str, value: Mapping[str, Any]) -> None:
 
 
 def one_line(error: Exception, call: str = "this call") -> str:
-    """Describe on one line why a call has failed, with the hint of the error if it has one."""
+    """Format an error of a call as one line, with the error's hint if it has one."""
     if isinstance(error, ErrorGroup):
         return "; ".join(map(one_line, error.errors))
     if isinstance(error, Error):
@@ -389,6 +389,6 @@ def one_line(error: Exception, call: str = "this call") -> str:
 
 
 def malformed(error: Exception, call: str) -> str:
-    """Describe an error in `MALFORMED`: a key of the call is missing, or a type is wrong."""
+    """Format an exception of `MALFORMED`: a key is missing, or a value has a wrong type."""
     what = f"has no {error}" if isinstance(error, KeyError) else f"is malformed: {error}"
     return f"{call} {what}"

@@ -1,8 +1,8 @@
 """Apply Kubernetes' network policies to this node's pods. New pods wait for their policies.
 
-The CNI plugin attaches a pod with a policy that denies all packets, and wakes the agent. The plugin
-then waits until a label of the attachment shows that the pod's own policy is applied. Plugin and
-agent can be killed at any point: a pod has either the denying policy or its own.
+The CNI plugin attaches a pod with the policy `CLOSED`, and wakes the agent. The plugin then waits
+until a label of the attachment shows that the pod's own policy is applied. Plugin and agent can be
+killed at any point: a pod has either the policy `CLOSED` or its own.
 
 Running pods are updated before a new pod starts: their policies may still refer to an earlier pod
 with the new pod's name. Kubernetes namespaces whose policies need few nftables elements are updated
@@ -47,7 +47,10 @@ _GROUP = "/apis/networking.k8s.io/v1"
 
 
 class PodAgent:
-    """An agent that applies network policies to this node's pods. ``connect`` returns a client."""
+    """An agent that applies network policies to the pods of this node.
+
+    ``connect`` returns a new client of the API server.
+    """
 
     def __init__(self, connect: Callable[[], ApiServer], log: Callable[[str], None]) -> None:
         self._connect = connect
@@ -153,7 +156,8 @@ class PodAgent:
     def _has_read(self, pod: PodId, errors: list[Error]) -> bool:
         """Read a new pod and its policies from the API server, because a watch may lag behind.
 
-        On failure, adds the error to ``errors`` and returns False.
+        Returns False after an error, which is added to ``errors``, or if ``errors`` has one
+        already.
         """
         namespace, name, _ = pod
         space = quote(namespace, safe="")
@@ -177,7 +181,7 @@ class PodAgent:
         return True
 
     def _apply(self, machine: Machine, attached: AttachedRow, policy: Policy) -> bool:
-        """Apply a pod's policy, or deny all packets if it is invalid. Return whether it changed."""
+        """Apply a pod's policy, or `CLOSED` if it is invalid. Return whether anything changed."""
         now = attach.current(machine.store, attached.service)
         if now is None or not attached.lives(machine.kernel):
             return False
@@ -257,12 +261,12 @@ type PodId = tuple[str, str, str]
 
 
 def agent_runs() -> bool:
-    """Wake the agent. Return False if no agent is running."""
+    """Wake the agent if it is running. Return whether it is."""
     return systemd.wake_agent(KUBERNETES)
 
 
 def closed(request: Request, pod: PodId) -> Request:
-    """Return a pod's request with a policy that denies all packets, labelled as waiting."""
+    """Return a pod's request with the policy `CLOSED`, labelled as waiting."""
     own = {**dict(zip((_NAMESPACE, _NAME, _UID), pod, strict=True)), _POLICY: _WAITS}
     labels = {**dict(request.labels), **own}
     return request._replace(policy=CLOSED, labels=tuple(sorted(labels.items())))
@@ -275,7 +279,7 @@ def standing(request: Request, policy: Policy) -> Request:
 
 
 def pod_of(attached: AttachedRow) -> PodId | None:
-    """Return the pod of an attachment, or None if the agent does not manage its policy."""
+    """Return the pod of an attachment, or None if the attachment's policy is not the agent's."""
     labels = requested_settings(attached).get("labels", {})
     known = (labels.get(_NAMESPACE, ""), labels.get(_NAME, ""), labels.get(_UID, ""))
     return known if _POLICY in labels and all(known) else None
@@ -329,7 +333,7 @@ def follow(machine: Machine, config: str, log: Callable[[str], None]) -> Followi
 
 
 def unit_texts(config: str, state_id: str) -> dict[str, str]:
-    """Return the agent's systemd unit, and the drop-in that starts it, as texts by path."""
+    """Return {path: text} of the agent's unit, and of the drop-in that starts it at boot."""
     mark = f"{_MARK}{state_id}"
     words = ("kubernetes", "--kubeconfig", config)
     files = {
