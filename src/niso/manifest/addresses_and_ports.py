@@ -29,7 +29,7 @@ _HOST_CHARACTERS = values.NAME_CHARACTERS | {"_"}
 
 
 def static_address(text: str, key: str) -> str:
-    """Return ``text`` if it is valid as a service's static address. Raises InvalidInput."""
+    """Return ``text`` if a service can have this static address. Raises InvalidInput."""
     if values.is_ipv6(text):
         why = _not_unicast6(text)
     elif (octets := values.ipv4_octets(text)) is None:
@@ -67,16 +67,14 @@ def _is_domain(text: str) -> bool:
 
 
 def domain(text: str, key: str) -> str:
-    """Return ``text`` if it is a domain name (RFC 1035, 2.3.1; also with _). Raises
-    InvalidInput.
-    """
+    """Return ``text`` if it is a domain name (RFC 1035, 2.3.1), possibly with underscores."""
     reason = None if _is_domain(text) else "is not a valid domain"
     right = "labels of letters, digits, - and _, with dots between them"
     return values.require(text, key, reason, right, '"example.com"')
 
 
 def extra_host(text: str, key: str) -> str:
-    """Return ``text`` if it is valid as a name in extra_hosts. Raises InvalidInput."""
+    """Return ``text`` if it is a valid name in extra_hosts. Raises InvalidInput."""
     reason = None
     if not _is_domain(text) or text != text.lower() or values.is_ipv4(text):
         reason = "is not a valid name"
@@ -96,7 +94,7 @@ def extra_address(text: str, key: str) -> str:
 
 
 def problems(network: dict[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error for each invalid combination of values in the arrays ``ip`` and ``dns``."""
+    """Yield errors for a second address of an IP version, too many servers, and empty lists."""
     yield from _families(network.get("ip"), "network.ip")
     dns = network.get("dns")
     if isinstance(dns, list) and len(dns) > MAX_SERVERS:
@@ -165,7 +163,7 @@ def _split_address(text: str, key: str) -> tuple[str, str]:
 
 
 def _not_a_host(text: str) -> str | None:
-    """Return why no port can be published on a host address. Returns None if it is possible."""
+    """Return why a host address cannot publish ports, or None if it can."""
     address = ipaddress.ip_address(text)
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         return f"{text} is an IPv4-mapped address, write {address.ipv4_mapped}"
@@ -198,8 +196,8 @@ def _wrong(text: str, key: str, reason: str) -> InvalidInput:
 
 
 def distinct(ports: tuple[PortMapping, ...]) -> tuple[PortMapping, ...]:
-    """Remove redundant published ports. A port is redundant if it is repeated, or if it is
-    published on all addresses of one IP version and also on all addresses of both.
+    """Return published ports without redundant ones: repeated ports, and ports on all addresses of
+    one IP version that are also published on all addresses of both versions.
     """
     known = dict.fromkeys(ports)
     return tuple(

@@ -229,12 +229,12 @@ def _user(text: str) -> str:
 def applied(
     data: dict[str, Any], folder: str, owners: Collection[int] | None = None
 ) -> tuple[dict[str, Any], Mapping[str, str], tuple[str, ...], tuple[Error, ...]]:
-    """Complete a manifest's data with values from its image (package.oci), if it has an image.
+    """Complete a manifest's data with values from its image (package.oci), if it has one.
 
-    Returns the data, the image's environment, which comes before all variables of the manifest, the
-    image's folders, which are not in the package, and errors.
-    ``folder`` and ``owners`` are as for `read`. Tables of a wrong type stay as they are, because
-    `niso.manifest.validate.walk` reports them.
+    Returns (data, environment of the image, folders of the image, errors). The variables of the
+    manifest have precedence over the image's environment. Files in the image's folders are not part
+    of the package. ``folder`` and ``owners`` are as for `read`. Tables of a wrong type stay as they
+    are, because `niso.manifest.validate.walk` reports them.
     """
     package = _table(data.get("package"))
     text = package.get("oci")
@@ -284,8 +284,8 @@ def applied(
 def _fits(
     key: str, value: str, rule: Callable[[str, str], object], errors: list[tuple[str, str]]
 ) -> bool:
-    """Return whether a value of an image is valid for the manifest's key. If it is not valid,
-    append an error to ``errors``, as (reason, next step).
+    """Return whether a value of an image is valid for a key of the manifest. If it is not, append
+    (reason, next step) to ``errors``.
     """
     try:
         rule(value, key)
@@ -299,9 +299,9 @@ def _fits(
 def _program(own: Mapping[str, Any], image: Image, errors: list[tuple[str, str]]) -> dict[str, Any]:
     """Return [binary] with the entrypoint and arguments of manifest and image, as in Docker.
 
-    If the manifest has an entrypoint, the entrypoint and the command of the image are not used.
-    Arguments of the manifest replace the command of the image. If the image has no entrypoint, the
-    first argument is the program.
+    If the manifest has an entrypoint, the image's entrypoint and command are not used. Arguments of
+    the manifest replace the image's command. If the image has no entrypoint, the first argument is
+    the program.
     """
     if "entrypoint" in own:
         return dict(own)
@@ -321,10 +321,11 @@ def _program(own: Mapping[str, Any], image: Image, errors: list[tuple[str, str]]
 
 
 def _volumes(points: tuple[str, ...], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a named volume for each mount point of an image where the manifest has no volume.
+    """Return a table [volumes] with a named volume for each mount point of an image.
 
-    The name of a volume is its mount point with ``-`` instead of ``/``. A number is added if the
-    name is taken. Mount points where niso does not allow a volume are left out.
+    Mount points are left out if they overlap a volume of the manifest (``own``), or if niso allows
+    no volume there. A volume's name is its mount point with ``-`` instead of ``/``, and a number if
+    the name is taken.
     """
     taken = [str(_table(volume).get("mount")) for volume in own.values()]
     made: dict[str, dict[str, str]] = {}

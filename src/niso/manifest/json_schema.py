@@ -1,9 +1,9 @@
 """Build the JSON Schemas (draft 2020-12) of manifest.toml and stack.toml, for editors.
 
-`niso schema` prints the schemas. The schema of manifest.toml is derived from `niso.manifest.keys`.
-Conditions between several keys are in this module. `niso.manifest.validate` rejects every file that
-a schema rejects. `validate` also checks conditions that a schema cannot express: that folders
-exist, that names differ, and that no host port is used twice.
+`niso schema` prints the schemas. The schema of manifest.toml is derived from `niso.manifest.keys`;
+conditions between several keys are in this module. `niso.manifest.validate` rejects every file that
+a schema rejects. It also checks conditions that a schema cannot express: that folders exist, that
+names differ, and that no host port is used twice.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def manifest_schema() -> dict[str, Any]:
-    """Build the JSON Schema of manifest.toml, as dicts and lists for `json.dumps`."""
+    """Return the JSON Schema of manifest.toml, as dicts and lists for `json.dumps`."""
     tables = definitions(keys.Manifest)
     for section, known in keys.SECTIONS.items():
         properties = tables[keys.TABLES[section].__name__]["properties"]
@@ -109,7 +109,7 @@ def _tables(expected: Kind) -> Iterator[Any]:
 
 
 def _kind(expected: Kind) -> dict[str, Any]:
-    """Build the JSON Schema of a value with these types. None is left out, as TOML has no null."""
+    """Return the JSON Schema of a value that has one of these types. NoneType is left out."""
     choices = [_choice(form, inside) for form, inside in expected.items() if form is not NoneType]
     return choices[0] if len(choices) == 1 else {"anyOf": choices}
 
@@ -126,7 +126,7 @@ def _choice(form: type, inside: Any) -> dict[str, Any]:
 
 
 def _set_rule(field: dict[str, Any], rule: Mapping[str, Any]) -> None:
-    """Add a rule's conditions to a JSON Schema. For an array or a table, add them to its items."""
+    """Add a rule's conditions to a JSON Schema: for an array or a table, to its items."""
     for choice in field.get("anyOf", [field]):
         items = {"array": "items", "object": "additionalProperties"}.get(choice.get("type"))
         if items:
@@ -144,7 +144,7 @@ _OWN = ("Manifest", "Package", "Binary", "Service", "Healthcheck", "Network")
 
 
 def stack_schema() -> dict[str, Any]:
-    """Build the JSON Schema of stack.toml, as dicts and lists for `json.dumps`.
+    """Return the JSON Schema of stack.toml, as dicts and lists for `json.dumps`.
 
     A [[service]] has the keys of a manifest's [network] directly. Its other tables override single
     keys of the package's manifest, so none of their keys is required.
@@ -215,7 +215,7 @@ def stack_schema() -> dict[str, Any]:
 
 
 def _inline(tables: dict[str, Any]) -> dict[str, Any]:
-    """Derive the JSON Schemas for [services.NAME], which requires fewer keys than a manifest."""
+    """Return the JSON Schemas for [services.NAME], which requires fewer keys than a manifest."""
     text = json.dumps({f"Inline{name}": tables[name] for name in _OWN})
     for name in _OWN:
         text = text.replace(f'"#/$defs/{name}"', f'"#/$defs/Inline{name}"')

@@ -664,8 +664,8 @@ def key_at(path: str) -> Key | None:
 def spec(manifest: Any, parsed: Mapping[str, Any]) -> ServiceSpec:
     """Build the ServiceSpec of a manifest, which is an instance of the class `Manifest`.
 
-    ``parsed`` has the values that `niso.manifest.validate.rules` has parsed, by their key paths
-    (``network.ports[0]``). Other values are parsed here. Raises InvalidInput.
+    ``parsed`` maps key paths (``network.ports[0]``) to the values that
+    `niso.manifest.validate.rules` has parsed. Other values are parsed here. Raises InvalidInput.
     """
     manifest = _completed(manifest, parsed)
     made: dict[str, dict[str, Any]] = defaultdict(dict)
@@ -710,7 +710,7 @@ def spec(manifest: Any, parsed: Mapping[str, Any]) -> ServiceSpec:
 
 
 def _completed(manifest: Any, parsed: Mapping[str, Any]) -> Any:
-    """Set the defaults that depend on other keys, and return the complete manifest."""
+    """Return the manifest with the defaults that depend on other keys, such as tmp_size."""
     isolation, service = manifest.isolation, manifest.service
     limits, path = isolation.resources, "isolation.resources.memory_max"
     if limits.tmp_size is None:
@@ -731,8 +731,8 @@ def _read(
     """Add the parsed values of a table and of its subtables to ``made``.
 
     ``made`` maps each record in a ServiceSpec, such as "limits", to its fields. ``section`` is the
-    table's path in `SECTIONS`, and ``base`` its path in the file. Subtables with names that the
-    user chooses, such as [volumes.data], are left out.
+    table's path in `SECTIONS`, and ``base`` its path in the file. Tables such as [volumes], whose
+    keys are names that the user chooses, are left out.
     """
     for (name, key), value in zip(SECTIONS[section].items(), table, strict=True):
         if key.to:

@@ -72,8 +72,8 @@ def of_data(data: object, folder: str) -> Loaded:
 
 
 def _tables(value: object) -> object:
-    """Copy mappings and sequences to plain dicts and lists, so that the caller cannot change them
-    later. Raises RecursionError and UnicodeEncodeError.
+    """Copy mappings and sequences to dicts and lists, which the caller cannot change later. Raises
+    RecursionError, and UnicodeEncodeError for a string that is not UTF-8.
     """
     if isinstance(value, Mapping):
         return {_tables(str(key)): _tables(item) for key, item in value.items()}
@@ -98,9 +98,9 @@ def prepared(
 ) -> Resolved:
     """Substitute the variables in a manifest's data, and make its relative paths absolute.
 
-    ``path`` is the manifest's file. ``outer`` returns the variables of a stack. They have
-    precedence over variables in the file .env next to the manifest. Raises Error and InvalidInput
-    if this .env exists but cannot be used.
+    ``path`` is the manifest's file. ``outer`` returns the variables of the stack that contains the
+    service: they have precedence over the file .env next to the manifest. Raises Error and
+    InvalidInput if this .env exists but cannot be used.
     """
     folder = os.path.dirname(path)
     resolved = Resolved(data, [])
@@ -116,8 +116,9 @@ def with_paths(
     """Make the relative paths in env_file, volumes and secrets of a manifest's data absolute.
 
     Paths are relative to ``folder``, and must not lead out of it. The host path of a volume is
-    relative only if it begins with ``./``. ``base`` is the key path of the data in its file. If
-    ``owners`` (uids) are given, symbolic links in the path of an env_file must belong to them.
+    relative only if it begins with ``./``. ``base`` is the data's key path in its file. If
+    ``owners`` (uids) are given, symbolic links in the path of an env_file must belong to these
+    users.
     """
     data, errors = resolved.data, list(resolved.errors)
     service = data.get("service")
@@ -177,7 +178,7 @@ def _env_files(
 
 
 def checked(resolved: Resolved, path: str, owners: Collection[int] | None = None) -> ServiceSpec:
-    """Check a manifest, read its files of variables, and return its spec. Raises ErrorGroup."""
+    """Check a manifest, read its environment files, and return its spec. Raises ErrorGroup."""
     manifest: Any = None
     parsed: dict[str, Any] = {}
     errors: list[Error] = []
@@ -215,10 +216,10 @@ def checked(resolved: Resolved, path: str, owners: Collection[int] | None = None
 
 
 def _secrets(manifest: Any, owners: Collection[int] | None) -> Iterator[InvalidInput]:
-    """Yield an error for each secret that is no regular file or that untrusted users can change.
+    """Yield an error for each secret that is no regular file, or that other users can change.
 
-    Users in ``owners`` (uids) are trusted. A missing file is no error, because it may be created
-    before the service is activated.
+    No user but ``owners`` (uids) may be able to change a secret; None allows all users. A missing
+    file is no error, because it may be created before the service is activated.
     """
     for name, secret in manifest.secrets.items():
         try:

@@ -101,10 +101,9 @@ def parse(
 
 
 def denials(entries: Iterable[Entry]) -> tuple[Entry, ...]:
-    """Expand the entry "metadata" in ``egress.deny``, which denies the metadata services of clouds.
+    """Add entries for the clouds' metadata services before each entry "metadata" of egress.deny.
 
-    The addresses of these services are added as entries before the entry "metadata". The entry
-    itself stays: if a service has the name "metadata", it must be denied too.
+    The entry itself stays: if a service has the name "metadata", it must be denied too.
     """
     result: list[Entry] = []
     for entry in entries:
@@ -119,8 +118,8 @@ def denials(entries: Iterable[Entry]) -> tuple[Entry, ...]:
 def audit_end(text: str, key: str) -> int:
     """Parse the end of an audit period to a Unix time in seconds. Raises InvalidInput.
 
-    ``text`` is a date or date-time of TOML (RFC 3339). A date means the start of the day. Without
-    an offset, the time zone is the host's. For "never", the result is
+    ``text`` is a date or date-time of TOML (RFC 3339), or "never". A date means the start of the
+    day. Without an offset, the time zone is the host's. For "never", the result is
     `niso.kernel.policy_rules.NEVER`.
     """
     if text == NO_END:
@@ -134,7 +133,7 @@ def audit_end(text: str, key: str) -> int:
 
 
 def problems(network: Mapping[str, object], parsed: Mapping[str, object]) -> Iterator[InvalidInput]:
-    """Yield an error for each DNS name that is also in extra_hosts, or if there are too many."""
+    """Yield an error for each DNS name that is also in extra_hosts, and for too many DNS names."""
     hosts = network.get("extra_hosts")
     names: list[str] = []
     for path, entry in parsed.items():
@@ -228,8 +227,8 @@ def _range(ports: str, text: str, key: str) -> tuple[int, int]:
 
 
 def _peer(peer: str, suffix: str, text: str, key: str, egress: bool) -> Peer:
-    """Parse the peer of the entry ``text``. Raises InvalidInput if the peer is invalid. ``suffix``
-    is the part of the entry after the peer, such as ``:80/tcp``.
+    """Parse the peer of the policy entry ``text``. Raises InvalidInput. ``suffix`` is the part of
+    the entry after the peer, such as ``:80/tcp``.
     """
     if not peer:
         everybody = f'"outside{suffix}" for other machines, "0.0.0.0/0{suffix}" for all of IPv4'
@@ -393,7 +392,7 @@ nftables elements, whose length is limited."""
 def about(
     name: str, networks: tuple[str, ...], owner: str, labels: Mapping[str, str]
 ) -> Iterator[Policy]:
-    """Yield the administrator's policies for an attachment. Raises Error if a file is invalid."""
+    """Yield the administrator's policies that select an attachment. Raises Error."""
     subject: dict[str, tuple[str, ...]] = {label: (text,) for label, text in labels.items()}
     subject |= {"name": (name,), "network": networks, "owner": (owner,)}
     for file in _files():
@@ -431,7 +430,7 @@ def _untrusted(path: str) -> str:
 
 
 def _tables(file: str) -> list[dict[str, Any]]:
-    """Read the [[policy]] tables of a policy file. Raises Error if the file or a key is invalid."""
+    """Return the [[policy]] tables of a policy file. Raises Error if the file is invalid."""
     if len(os.path.basename(file)) > _LONGEST_NAME:
         raise InvalidInput(f"{file}: its name is too long", f"at most {_LONGEST_NAME} characters")
     data = toml.load(file, "file of policies", {0}, _untrusted(file))

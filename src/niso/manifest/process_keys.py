@@ -1,4 +1,4 @@
-"""Parse [healthcheck], [isolation], [limits], [sysctls], [secrets] and [volumes].
+"""Parse [healthcheck], [isolation], [limits], [sysctls], [secrets], [volumes] and schedules.
 
 A health check is a connection or a command. A connection is made from inside the service's network
 namespace, and only to the service's loopback or to its own addresses. A command runs inside the
@@ -105,8 +105,9 @@ def _calendar_parts(text: str) -> dict[str, str] | None:
 
 
 def calendar(text: str, key: str) -> str:
-    """Check a calendar event of systemd.time(7), and return it with single spaces. For a time in
-    the form of crontab(5), the error message proposes a calendar event. Raises InvalidInput.
+    """Check a calendar event of systemd.time(7), and return it with single spaces. Raises
+    InvalidInput. If ``text`` has the form of crontab(5), the error proposes a calendar event for
+    the same times.
     """
     plain = " ".join(text.split())
     right = "a calendar event of systemd.time(7), such as daily, Mon..Fri 08:00 or *-*-* 03:00"
@@ -164,7 +165,7 @@ def _of_cron(text: str) -> str | None:
 
 def of_cron(text: str) -> str | None:
     """Convert times in the form of crontab(5) to a calendar event of systemd.time(7). Returns None
-    if the text is invalid, or if no calendar event expresses the times.
+    if the text is invalid, or if no single calendar event has these times.
     """
     return _of_cron(" ".join(text.split()))
 
@@ -173,7 +174,7 @@ def deploy_problems(data: Mapping[str, Any], parsed: Mapping[str, Any]) -> Itera
     """Yield an error for each key that needs a service address or cannot be combined with one.
 
     A service has a service address if it sets service.replicas, or service.update = "start-first".
-    ``data`` is the manifest, and ``parsed`` its valid values by key path.
+    ``data`` is the manifest. ``parsed`` maps key paths to its valid values.
     """
     service, network, volumes = (
         table if isinstance(table := data.get(name), dict) else {}
@@ -228,7 +229,7 @@ def deploy_problems(data: Mapping[str, Any], parsed: Mapping[str, Any]) -> Itera
 
 
 def _spread_ports(parsed: Mapping[str, Any], key: str) -> Iterator[InvalidInput]:
-    """Yield an error for each published port that is impossible with a service address."""
+    """Yield an error for each published port that a service with a service address cannot have."""
     earlier: list[PortMapping] = []
     for path, port in parsed.items():
         if not path.startswith("network.ports["):
@@ -265,8 +266,8 @@ _URL_CHARACTERS = frozenset(
 def url(text: str, key: str, names: Iterable[str] = ()) -> tuple[str, int, str, str]:
     """Parse the URL of a health check to (address to connect to, port, Host header, path).
 
-    The host must be the service itself: localhost, a loopback address or one of ``names``. For
-    localhost and for ``names``, the address is "". Raises InvalidInput.
+    The host must be localhost, a loopback address, or one of ``names``, the service's own names.
+    The address is "" for localhost and for ``names``. Raises InvalidInput.
     """
     scheme, mark, location = text.partition("://")
     reason = None
@@ -386,7 +387,7 @@ def rate(text: str, key: str) -> int:
 
 
 def way(text: str, key: str) -> str:
-    """Return ``text`` if it is a key of network.bandwidth: in or out. Raises InvalidInput."""
+    """Return ``text`` if it is a direction of network.bandwidth: in or out. Raises InvalidInput."""
     return values.require(
         text, key, None if text in WAYS else "is an unknown direction", "in or out"
     )
@@ -409,8 +410,8 @@ def tmpfs(text: str, key: str) -> int:
 
 
 def tmp_default(memory_max: int | None) -> str:
-    """Return the default size of each of /tmp, /run and /var/tmp, as in a manifest. ``memory_max``
-    is the service's memory limit in bytes, or None for no limit.
+    """Return the default size of /tmp, /run and /var/tmp each, such as ``256M``. ``memory_max`` is
+    the service's memory limit in bytes, or None for no limit.
     """
     size = TMP if memory_max is None else memory_max // 4
     if size >= 1 << 39:  # the text of a size has at most nine digits
@@ -419,8 +420,8 @@ def tmp_default(memory_max: int | None) -> str:
 
 
 def fragments_default(capabilities: Collection[str]) -> int:
-    """Return the default limit of IP fragments per second for a service with these capabilities.
-    The result is 0, which means no limit, if no capability lets the service send raw packets.
+    """Return the default limit of IP fragments per second for a service with these capabilities. 0
+    means no limit, for services that cannot send raw packets.
     """
     return 0 if SENDS_RAW.isdisjoint(capabilities) else FRAGMENTS
 
@@ -596,7 +597,7 @@ def size(text: str, key: str) -> int:
 def volumes_problems(
     section: Mapping[str, Any], parsed: Mapping[str, Any]
 ) -> Iterator[InvalidInput]:
-    """Yield errors for overlapping mount points in [volumes], and for keys that conflict."""
+    """Yield errors for overlapping mount points in [volumes], and for contradicting keys."""
     points: dict[str, str] = {}  # mount point -> its key
     above: dict[str, str] = {}  # parent folder of a mount point -> that mount point
     for volume, keys in section.items():

@@ -324,8 +324,8 @@ def _with_apart(members: list[StackMember], folder: str) -> list[StackMember]:
 
 
 def as_stack_error(stack: Stack, error: Error, of: StackMember | None = None) -> Error:
-    """Return a manifest's error, pointing to the stack.toml if the stack.toml sets the wrong key.
-    ``of`` is the service that the error is about, or None if the service is unknown.
+    """Return a manifest's error as an error of the stack.toml, if the stack.toml sets its key.
+    Otherwise return it unchanged. ``of`` is the service of the error, or None if it is unknown.
     """
     for member in stack.members if of is None else (of,):
         path = member.loaded.path
@@ -404,7 +404,7 @@ def _top(
 
 
 def _form(key: str, data: Mapping[str, object]) -> str | None:
-    """Return a hint if a table has the wrong form, such as [service.api] for [services.api]."""
+    """Return a hint for a table of the wrong form, such as [service.api], or None."""
     if key in ("service", "services") and isinstance(data.get(key), dict | list):
         return "[[service]] with name and package, or [services.NAME] with the tables of a manifest"
     if key.startswith("service[") and key.endswith("].network"):
@@ -450,7 +450,7 @@ def _package(
 ) -> Loaded:
     """Load the package of a [[service]], and apply the stack's overrides to its manifest.
 
-    ``path`` is the package's absolute path, and ``package`` the path in the stack.toml.
+    ``path`` is the package's absolute path, and ``package`` its path as written in the stack.toml.
     ``of_stack`` is (owners, function that returns the variables of the stack). Raises InvalidInput
     or ErrorGroup. Only errors of the package's own manifest name a file.
     """
@@ -479,8 +479,8 @@ def _package(
 
 
 def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Override keys of a package's manifest by the keys of a [[service]]. Arrays and volumes are
-    replaced and not merged.
+    """Return a package's manifest with the keys of its [[service]] in place of its own. Arrays and
+    volumes are replaced, not merged.
     """
     network = {key: value for key, value in overrides.items() if key in NETWORK_KEYS}
     more = {key: value for key, value in overrides.items() if key in OVERRIDES}
@@ -494,7 +494,7 @@ def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) ->
 
 def _here(at: str, key: str, overrides: Mapping[str, Any], error: Error) -> InvalidInput:
     """Convert an error of a package's manifest to an error of the [[service]] at the path ``key``.
-    If the [[service]] does not set the key of the error, the error is about the whole service.
+    If the [[service]] does not set the key of the error, the result is about the whole [[service]].
     """
     mine = _key_here(key, overrides, error.key or "")
     if mine is None:
@@ -543,7 +543,7 @@ def checked(
     """Check a [services.NAME] table of a stack.toml, which is a complete manifest.
 
     ``path`` is the stack.toml, and ``key`` the table's key path in it. ``owners`` is as for `load`.
-    Raises ErrorGroup. Only errors in files of variables name a file.
+    Raises ErrorGroup. Errors have no file, except errors in files of variables.
     """
     errors: list[Error] = []
     if "depends_on" in table:
@@ -596,8 +596,8 @@ def _folder(path: str, key: str, folder: object, owners: Collection[int] | None)
 
 
 def moved_error(error: Error, key: str, file: str = "") -> InvalidInput:
-    """Convert an error of a service's manifest to an error of the stack.toml that contains the
-    service. ``key`` is the service's key path in the stack.toml.
+    """Convert an error of a [services.NAME] table to an error of the stack.toml. ``key`` is the
+    table's key path in the stack.toml, and ``file`` the stack.toml or "".
     """
     new = InvalidInput.of(error)
     new.file = file
@@ -619,7 +619,7 @@ def resolve(
 ) -> tuple[Resolved, Outer]:
     """Substitute the variables in a stack.toml's data, and make its paths absolute.
 
-    Returns the data, and a function that returns the variables. The file .env next to the
+    Returns the data, and a function that returns the stack's variables. The file .env next to the
     stack.toml is read only if a variable is used. Raises Error and InvalidInput if .env cannot be
     used.
     """
@@ -717,7 +717,7 @@ def item(own: Mapping[str, Any], key: str) -> _Item:
 
 
 def ordered(after: Mapping[str, Iterable[str]]) -> list[str]:
-    """Sort names by their dependencies. If there is a cycle, return them in the given order."""
+    """Sort names by their dependencies, or return them in the given order if there is a cycle."""
     try:
         return [name for name in graphlib.TopologicalSorter(after).static_order() if name in after]
     except graphlib.CycleError:
@@ -790,7 +790,7 @@ def applies(
 
 
 def prefixed_outline(plain: StackOutline) -> StackOutline:
-    """Return an outline in which all names of services have the stack's prefix."""
+    """Return an outline in which the names of all services have the stack's prefix."""
     after = {
         long_name(plain.name, name): tuple(long_name(plain.name, other) for other in others)
         for name, others in plain.after.items()
@@ -799,7 +799,7 @@ def prefixed_outline(plain: StackOutline) -> StackOutline:
 
 
 def stack(plain: Stack) -> Stack:
-    """Add the stack's prefix to all names in a stack. Raises ErrorGroup if a name is too long."""
+    """Return a stack with its prefix in all names. Raises ErrorGroup if a name becomes too long."""
     names = {member.name: long_name(plain.name, member.name) for member in plain.members}
     called = _called(plain, names)
     declared = dict(plain.networks)
@@ -853,10 +853,11 @@ def _member(
 ) -> StackMember:
     """Add the stack's prefix to a service, and to its networks, policy peers and dependencies.
 
-    If the service has another hostname, its name without the prefix becomes an alias, under two
-    conditions. No other service of the stack has this name (``lone``). All its networks belong to
-    the stack: on other networks, the alias could clash with a second stack of the same names.
-    ``called`` and ``networks`` map names of services and networks to names with the prefix.
+    The name without the prefix becomes an alias of a service with another hostname, under two
+    conditions. No other service of the stack has this name (``lone``), and all networks of the
+    service belong to the stack: on other networks, the alias could clash with a second stack of the
+    same names. ``called`` and ``networks`` map names of services and networks to names with the
+    prefix.
     """
     spec = member.loaded.spec
     network = spec.network
@@ -882,8 +883,8 @@ def _member(
 
 
 def _written(spec: ServiceSpec, policy: Policy) -> dict[str, object]:
-    """Return a manifest in which all names have the stack's prefix. ``spec`` already has the
-    prefix, but ``policy`` does not.
+    """Return the manifest of ``spec``, whose names have the stack's prefix. ``policy`` is the
+    policy from before the prefix was added.
     """
     network = spec.network
     data: dict[str, Any] = dict(spec.manifest)

@@ -45,7 +45,8 @@ def load(
     """Return the data of the TOML file at ``path``. ``name`` is the usual name of such a file.
 
     ``owners`` and ``untrusted`` are as for `content`. Raises NotFound if the file does not exist,
-    Error if it cannot be read, InvalidInput if it is not valid TOML or other users can change it.
+    Error if it cannot be read, and InvalidInput if it is not valid TOML or other users can change
+    it.
     """
     try:
         return parse(content(path, name, owners, untrusted=untrusted))
@@ -56,7 +57,7 @@ def load(
 
 
 def _meant(path: str, is_missing: bool) -> str | None:
-    """Return a hint if ``path`` is a YAML file, or is missing next to a similar file."""
+    """Return a hint for a path that is a YAML file, or missing next to a similar file."""
     folder, name = os.path.split(path)
     # the command line may have taken the argument for a folder
     file = folder if is_missing else path
@@ -78,7 +79,7 @@ def content(
     links: bool = True,
     untrusted: str | None = None,
 ) -> bytes:
-    """Return the content of a user's file. Messages refer to the file as ``name``.
+    """Return the content of a file that a user wrote. Messages call the file ``name``.
 
     ``hint`` is the next step if the file is missing; by default it is to pass the path. Without
     ``links``, an absolute path with a symbolic link is refused. If ``owners`` (uids) are given, no
@@ -113,8 +114,8 @@ def content(
 def require_owner(how: str | None, owners: Container[int], hint: str | None = None) -> None:
     """Raise InvalidInput if users other than ``owners`` (uids) can change a file or folder.
 
-    ``how`` describes how they can change it, as `files.changed_by_others` returns it, or is None if
-    they cannot. ``hint`` is the next step, by default to pass --trust-owner.
+    ``how`` is the result of `files.changed_by_others`: how they can change it, or None if they
+    cannot. ``hint`` is the next step, by default to pass --trust-owner.
     """
     if how is None:
         return
@@ -227,7 +228,7 @@ _INVISIBLE = {
 
 
 def _named(reason: str, place: str, text: str) -> tuple[str, str]:
-    """Return a reason that names the wrong character, or "", and a hint."""
+    """Return (reason or "", hint) for the character at which tomllib reports an error."""
     hint = "see https://toml.io for the syntax"
     match = re.match(r"line ([0-9]+), column ([0-9]+)", place)
     if match is None:
@@ -253,7 +254,7 @@ def _named(reason: str, place: str, text: str) -> tuple[str, str]:
 
 
 def _duplicate(reason: str, place: str, text: str) -> str:
-    """Return a readable reason if tomllib reports a duplicate table or key, otherwise ""."""
+    """Return the reason if tomllib reports a table or key that occurs twice, otherwise ""."""
     match = re.match(r"line ([0-9]+),", place)
     lines = text.split("\n")
     line = lines[int(match[1]) - 1].strip() if match else ""
@@ -287,8 +288,8 @@ no end."""
 
 
 def locate(text: str, errors: list[Error]) -> None:
-    """Set the line number of each error to the line of its key. If the key is not in the text, the
-    line of the innermost table that would contain the key is used.
+    """Set the line number of each error to the line of its key. If the text does not have the key,
+    the line of the innermost table that would contain it is used.
     """
     lines = dict(_lines(text))
     for error in errors:
@@ -324,9 +325,7 @@ def _name(part: re.Match[str]) -> str:
 
 
 def _lines(text: str) -> Iterator[tuple[Path, int]]:
-    """Yield (path, line number) for each key and table. A path that occurs several times is yielded
-    from its last to its first line.
-    """
+    """Yield (path, line number) for each key and table, from the last line to the first."""
     lines: list[tuple[Path, int]] = []
     table: Path = ()
     counts: dict[Path, int] = {}
@@ -345,7 +344,7 @@ def _lines(text: str) -> Iterator[tuple[Path, int]]:
 
 
 def _resolved(names: Path, counts: dict[Path, int]) -> Path:
-    """Return a table header's path, with the index of the last item after each array of tables."""
+    """Return a table header's path, with the index of the last item of each array of tables."""
     path: Path = ()
     for position, name in enumerate(names):
         path = (*path, name)
@@ -355,7 +354,7 @@ def _resolved(names: Path, counts: dict[Path, int]) -> Path:
 
 
 def _statements(text: str) -> Iterator[tuple[int, str]]:
-    """Yield (line number, text) for each statement: a table header, or a key before its ``=``."""
+    """Yield (line number, text) for each table header, and for each key without its value."""
     number, depth, start, head, is_value = 1, 0, 1, "", False
     for piece in re.findall(_PIECE, text + "\n"):
         if piece == "\n" and not depth:
@@ -394,10 +393,10 @@ def _loads(text: str) -> dict[str, Any]:
 
 
 def with_list(text: str, path: KeyPath, key: str, items: Iterable[ListLine]) -> str:
-    """Return a TOML text in which ``key`` of the table at ``path`` has this list of strings.
+    """Return a TOML text in which ``key`` of the table at ``path`` is the list ``items``.
 
-    Missing tables are added. Comments of the old list are kept if they are on lines of their own or
-    next to a string that is kept. Raises Error if tomlkit is missing, and InvalidInput if the edit
+    Missing tables are added. Comments of the old list stay if they are on lines of their own, or
+    next to a string that stays. Raises Error if tomlkit is missing, and InvalidInput if the edit
     would change anything else.
     """
     wanted = list(items)
@@ -530,7 +529,7 @@ def key(name: str) -> str:
 
 
 def table(header: str, data: Mapping[str, Any], inline: int) -> Iterator[str]:
-    """Yield the lines of a TOML table. From the depth ``inline`` on, tables are inline tables."""
+    """Yield the lines of a TOML table. Tables at the depth ``inline`` and below are inline."""
     below = {name: one for name, one in data.items() if isinstance(one, Mapping) and inline}
     if len(below) < len(data) or not below:
         yield f"[{header}]"

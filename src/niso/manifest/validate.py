@@ -135,7 +135,7 @@ def _walk_table(
 
 def elsewhere(name: str, value: object, table: Any, key: str = "") -> str:
     """Return the path of a key in nested tables that has this name and whose type fits the value.
-    Returns "" if there is no such key or more than one.
+    Returns "" if there is no such key, or more than one.
     """
     places = [
         path
@@ -162,7 +162,7 @@ def _missing(path: str, name: str, table: str, expected: Kind) -> InvalidInput:
 
 
 def _allowed(expected: Kind) -> str:
-    """Describe the types or values that a key can have, for an error message. None is left out."""
+    """Format the types or values that a key can have, for a message. NoneType is left out."""
     choices: list[str] = []
     for form, inside in expected.items():
         if form is str and inside:
@@ -173,7 +173,7 @@ def _allowed(expected: Kind) -> str:
 
 
 def _example(value: object, expected: Kind, key: str) -> str:
-    """Return the valid value that the user probably meant, with quotes or a unit added, or ""."""
+    """Return the value that the user probably meant, such as ``"5s"`` for 5, or "" if unknown."""
     is_number = isinstance(value, int | float) and abs(value) < 10**18
     if expected.get(str, "") is None and is_number:
         text = str(value).lower()
@@ -185,7 +185,7 @@ def _example(value: object, expected: Kind, key: str) -> str:
 
 
 def _accepted(path: str, *texts: str) -> str:
-    """Return the first valid string of ``texts`` in quotes, or the example of the key's rule."""
+    """Return the first of ``texts`` that is valid at ``path``, or the example of its rule."""
     example, key = "", keys.key_at(path)
     rule = keys.ANY if key is None else key.rule
     for text in texts:
@@ -217,8 +217,8 @@ def _table(data: dict[str, Any], path: str) -> dict[str, Any]:
 def rules(data: dict[str, Any], folder: str, parsed: dict[str, Any]) -> list[InvalidInput]:
     """Return an error for each invalid value in the data of a manifest.
 
-    ``folder`` is the package's folder, which must contain package.rootfs. The valid values are
-    added to ``parsed`` under their key paths (``network.ports[0]``).
+    ``folder`` is the package's folder: a relative package.rootfs must not leave it. The valid
+    values are added to ``parsed``, by key path (``network.ports[0]``).
     """
     errors: list[InvalidInput] = []
     package, network = _table(data, "package"), _table(data, "network")
@@ -296,7 +296,7 @@ def _tables(data: dict[str, Any], section: str) -> Iterator[tuple[str, dict[str,
 
 
 def _typed(value: Any, expected: Kind, path: str) -> Iterator[tuple[str, Any]]:
-    """Yield (path, item) for a value and its items at all depths, except those of a wrong type."""
+    """Yield (path, value) for a value and its items at all depths, if their type is valid."""
     form = type(value)
     inside = expected.get(form)
     if form is list and inside is not None:
@@ -320,7 +320,7 @@ def _contradictions(ports: object, parsed: Mapping[str, Any]) -> Iterator[Invali
 
 
 def _kind(service: dict[str, Any], data: Mapping[str, object]) -> Iterator[InvalidInput]:
-    """Yield an error for each key that a job cannot have, and each key that only a job can have."""
+    """Yield an error for each key of a job that only services can have, and vice versa."""
     if service.get("kind", "service") == "service" and "timeout" in service:
         reason = "is not allowed: only a job has a time limit"
         right = 'remove it, or set kind = "job"'
@@ -340,7 +340,7 @@ def _kind(service: dict[str, Any], data: Mapping[str, object]) -> Iterator[Inval
 
 
 def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:
-    """Yield an error for each key of [network] that its mode forbids, and each that it lacks."""
+    """Yield an error for each key of [network] that its mode forbids, or requires and lacks."""
     mode = network.get("mode", "bridge")
     if not isinstance(mode, str) or mode not in WITHOUT:
         return

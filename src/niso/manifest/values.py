@@ -53,7 +53,7 @@ def wrong(key: str, value: object, reason: str, right: str, example: str = "") -
 
 
 def require(text: str, key: str, reason: str | None, right: str, example: str = "") -> str:
-    """Return ``text`` if ``reason`` is None or "". Otherwise raise the error of `wrong`."""
+    """Return ``text`` if ``reason`` is None or "". Otherwise raise the error from `wrong`."""
     if reason:
         raise wrong(key, text, reason, right, example)
     return text
@@ -174,7 +174,7 @@ def is_ipv6(text: str) -> bool:
 
 
 def not_unicast(octets: tuple[int, ...]) -> str | None:
-    """Return why no host can have this IPv4 address (RFC 6890, 2.2.2), or None if one can."""
+    """Return why no host can have this IPv4 address (RFC 6890, 2.2.2), or None if a host can."""
     if octets[0] == 0:
         return "is in 0.0.0.0/8, which no host can have"
     if octets[0] == 127:

@@ -189,7 +189,7 @@ class Resolved(NamedTuple):
     errors: list[InvalidInput]
 
     def fresh(self, others: Iterable[Error]) -> list[Error]:
-        """Return this object's errors, and errors in ``others`` that are about other keys."""
+        """Return this object's errors, and those of ``others`` that are about other keys."""
         unresolved = {error.key for error in self.errors}
         return [*self.errors, *(error for error in others if error.key not in unresolved)]
 
@@ -237,8 +237,8 @@ def _typed(text: str, expected: Kind) -> object:
 
 
 def text(written: str, variables: Variables, depth: int = 0) -> str:
-    """Substitute the variables in a string. ``depth`` counts how many defaults (``${A:-${B:-c}}``)
-    the string is nested in.
+    """Substitute the variables in a string. ``depth`` is the number of defaults that contain the
+    string: 1 for ``${B:-c}`` in ``${A:-${B:-c}}``.
     """
     if depth > MAX_DEPTH:
         right = f"at most {MAX_DEPTH} defaults in each other"
@@ -257,7 +257,7 @@ def text(written: str, variables: Variables, depth: int = 0) -> str:
 
 
 def _closed(after: str) -> tuple[str, str]:
-    """Split the text after a ``${`` into the parts before and after the matching ``}``."""
+    """Split the text after ``${`` at the matching ``}``. Raises InvalidInput if there is none."""
     open_, at = 1, 0
     while at < len(after):
         if after.startswith("${", at):
