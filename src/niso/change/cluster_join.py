@@ -125,7 +125,11 @@ _OWN_FILES = (invitation.AUTHORITY, invitation.CERTIFICATE, invitation.KEY)
 
 
 def _reach(existing: Reach) -> Reach:
-    """Validate the access to an etcd that niso does not run. Raises UsageError or Error."""
+    """Validate the access to an etcd that niso does not run. Return it with ports and absolute
+    paths.
+
+    Raises UsageError or Error.
+    """
     places, schemes = [], set()
     for url in existing.members:
         parts = urlsplit(url)

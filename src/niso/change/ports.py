@@ -246,7 +246,7 @@ def _change(
 def _moving(
     machine: Machine, moved: _Moved, on: set[str], report: Report, teardown: bool = False
 ) -> change:
-    """Return the context manager in which rows and kernel change for these ports.
+    """Return the context manager of a change that adds or removes these published ports.
 
     ``on`` are the networks on which the ports were published before. The rows are committed before
     the kernel changes. If niso is then killed, the next command completes the change from the rows.
