@@ -125,9 +125,7 @@ _OWN_FILES = (invitation.AUTHORITY, invitation.CERTIFICATE, invitation.KEY)
 
 
 def _reach(existing: Reach) -> Reach:
-    """Validate the access to an etcd that niso does not run. Return it with ports and absolute
-    paths.
-
+    """Validate the access to an etcd that niso does not run, and complete its ports and paths.
     Raises UsageError or Error.
     """
     places, schemes = [], set()

@@ -452,12 +452,11 @@ def _without(state: State, every: State, ended: frozenset[str]) -> State:
 
 
 def _occupied(kernel: Kernel, want: State, have: State, before: State) -> dict[str, str]:
-    """Return {namespace: interface} for attachments in which a container has replaced niso's
-    network interface by its own.
+    """Return {namespace: interface} for attachments whose container replaced niso's interface.
 
-    A container with the capability NET_ADMIN can do this. Each later change of the attachment would
-    fail if it created niso's veth pair again. Therefore the pair is deleted. The nftables elements
-    for its address stay, as for a namespace that no longer exists.
+    A container with the capability NET_ADMIN can replace the interface by its own. Each later
+    change of the attachment would fail if it created niso's veth pair again. Therefore the pair is
+    deleted. The nftables elements for its address stay, as for a namespace that no longer exists.
     """
     # an attachment whose namespace has lost its name has not been read
     others = {named.name: named for named in want[NetnsName] & have[NetnsName]}
