@@ -57,8 +57,8 @@ def inside(found: Found, drawn: set[str]) -> list[str]:
         for what, name in (
             ("peer taken out", "remove one peer from a policy"),
             ("peer put in", "add one peer to a policy"),
-            ("service added", "add a service with such a policy"),
-            ("service taken away", "remove such a service"),
+            ("service added", "add a service with a policy of 10 peers"),
+            ("service taken away", "remove a service with a policy of 10 peers"),
         ):
             a, b = found.rows(what, few)[0], found.rows(what, many)[0]
             lines.append(f"| {name} | {spread(a)} | {spread(b)} | {times(ratio(b, a))} |")

@@ -18,21 +18,21 @@ def ports(found: Found, drawn: set[str]) -> list[str]:
             ("each", "each port mapped to a different number"),
         ):
             rows = (
-                (f"{what} {shape}", "niso", "niso: a service with these ports, in process"),
+                (f"{what} {shape}", "niso", "niso, in process: a service that publishes the ports"),
                 (
                     f"{what} {shape}",
                     "niso command",
-                    "niso: a service with these ports, whole command without the process",
+                    "niso, command: a service that publishes the ports, without its process",
                 ),
                 (
                     f"{what} {shape}",
                     "niso forward",
                     "niso port-forward on a running service, in process",
                 ),
-                (f"{what} {shape}", "netavark", "netavark: a network with these ports"),
-                (f"{what} {shape}", "cni", "CNI: a network with these ports"),
-                (f"{what} {shape}", "podman", "podman: a container with these ports"),
-                (f"{what} {shape}", "docker", "docker: a container with these ports"),
+                (f"{what} {shape}", "netavark", "netavark: a network that publishes the ports"),
+                (f"{what} {shape}", "cni", "CNI: a network that publishes the ports"),
+                (f"{what} {shape}", "podman", "podman: a container that publishes the ports"),
+                (f"{what} {shape}", "docker", "docker: a container that publishes the ports"),
             )
             lines += table(
                 found,
@@ -97,9 +97,9 @@ def _one_more(found: Found) -> list[str]:
     for who, name in (
         ("niso", "niso port-forward, in process"),
         ("niso command", "niso port-forward, whole command"),
-        ("netavark", "netavark: one more network with this port"),
-        ("cni", "CNI: one more network with this port"),
-        ("docker", "docker: one more container with this port"),
+        ("netavark", "netavark: one more network that publishes a port"),
+        ("cni", "CNI: one more network that publishes a port"),
+        ("docker", "docker: one more container that publishes a port"),
     ):
         added, taken = found.rows("one more: publish", who), found.rows("one more: withdraw", who)
         if not added:

@@ -18,8 +18,8 @@ def services(found: Found, drawn: set[str]) -> list[str]:
     ):
         rows = (
             (what, "niso", "niso, in process: the kernel's part"),
-            (whole, "niso", f"niso, in process: all of `niso {whole}` except the process"),
-            (what, "niso command", f"niso, whole command: `niso {whole}` without the process"),
+            (whole, "niso", f"niso, in process: `niso {whole}` without the service's process"),
+            (what, "niso command", f"niso, command: `niso {whole}` without the service's process"),
             (what, "batch", NAMES["batch"] + ", no bookkeeping"),
             (what, "netavark", f"netavark {'setup' if what == 'attach' else 'teardown'}"),
             (

@@ -58,7 +58,7 @@ def short(figures: dict[str, Any]) -> str:
         )
         beside = _of(found, "attach", tools, few)
         line(
-            f"attach, whole command, with {few} services",
+            f"attach by a command, with {few} services",
             found.row("attach", "niso command", few),
             beside,
             "ms",
@@ -66,7 +66,7 @@ def short(figures: dict[str, Any]) -> str:
         beside = _of(found, "start", engines, few)
         aim = "≤ 0.7 of podman, ≤ 0.35 of docker"
         line(
-            f"start a service, whole command, with {few} services",
+            f"start a service by a command, with {few} services",
             found.row("start", "niso", few),
             beside,
             "ms",
