@@ -112,7 +112,7 @@ def _serve(measured: Map, server: _PageServer, end: float | None) -> None:
         if asked or not rests:
             server.write(_look(measured))
         else:
-            with suppress(Error):  # the next page says so
+            with suppress(Error):  # an error is shown when a page is opened
                 measured.glance()
         took = time.monotonic() - began
 
@@ -182,7 +182,7 @@ class _PageServer:
             if self._handle in ready:
                 raise self._failure(b"")
             if ready:
-                # the server is not trusted: the last byte means one of two things
+                # do not trust the server: interpret only the last byte, as one of two states
                 said = os.read(self._status, 4096)
                 if not said:
                     select.select([self._handle], [], [], _END_S)

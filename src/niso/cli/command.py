@@ -225,7 +225,7 @@ HEADINGS = {
     "Fix": ("net explain, net check, net repair", "net trace, net ping, reset, lab"),
     "Hosts": ("cluster", "firewall, kubernetes"),
 }
-"""The overview of commands: for each heading those that it describes, and those that it names."""
+"""The first screen of help: for each heading, commands with descriptions, and further names."""
 
 PLUMBING = "agent, cluster etcd, health, kubernetes run, restore, net gc, net refresh, completion"
 """The commands that units, timers and other programs call; ``niso help plumbing`` lists them."""
@@ -311,7 +311,7 @@ def present(words: list[str]) -> tuple[list[str], str]:
         if now.startswith("stack") and not (is_file or os.path.exists("stack.toml")):
             continue  # no stack is meant
         if now == "activate" and (is_file or len(words) == 1):
-            continue  # start has no folders
+            continue  # docker start takes no folder
         return [*now.split(), *words[size:]], ""
     return words, ""
 

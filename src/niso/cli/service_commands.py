@@ -253,7 +253,7 @@ def _print_history(lines: Iterable[niso.Deploy]) -> None:
 
 
 _MOST_REASON = 160
-"""How many characters of the reason `history` prints. With --json, the reason is whole."""
+"""The maximum length of a reason that `history` prints. --json prints the complete reason."""
 
 
 def _shortened(text: str) -> str:

@@ -54,7 +54,7 @@ SPREAD_S = 0.001
 LATE_S = 5.0
 """The lag in seconds from which on the agent reports that it is behind."""
 GUARD_S = 60.0
-"""Seconds for which names are kept if most hosts, or all services, seem to disappear at once."""
+"""Seconds for which niso keeps services if most hosts or all services disappear at once."""
 _GUARDED = 4
 
 
@@ -147,16 +147,16 @@ class Agent:
             now = self._guarded(store, now, now_s)
         if lost:
             self.log(f"taken over by other hosts, and ended here: {', '.join(lost)}")
-            # first of all, because another host uses the addresses already
+            # before any other change, because another host already uses the addresses
             self.end(lost)
             mirror.drop_claims(store, kernel, lost)
-        # other hosts have released what it had, and its addresses may be in use again
+        # other hosts may now use the addresses that this host had in the cluster
         if not member:
             self._say(f"{self.host} is not a host of the cluster: nothing is changed")
             return []
         if store.across.tunnel() is not None:
             encryption.follow(store, kernel, hosts, self.host)
-        # some claims of this host were not as recorded, so any service may be affected
+        # some claims of this host differed from the store, so any service may be affected
         if not is_sure:
             now = now._replace(only=None)
         changed = mirror.apply_claims(store, kernel, now, self.host)
@@ -165,7 +165,7 @@ class Agent:
         self.lag.caught_up(now_s)
         if self._doubt_since is None:
             self._say_seen(membership, spans)
-        with contextlib.suppress(OSError):  # only lists show this record
+        with contextlib.suppress(OSError):  # this record is only displayed
             note((host.name for host in hosts if not host.alive), now_s)
         self._said = self._said if self._doubt_since is not None else ""
         return changed
@@ -253,7 +253,7 @@ class Agent:
         if ClusterKeys(engine, self.keys).live(self.host, self.state_id, lease, self.boot):
             self._lives = lease
             if self._view.newest:
-                self._notice()  # the key that says what this host has seen needs the new lease
+                self._notice()  # the keys of `_say_seen` need the new lease
             return lease
         engine.revoke(lease)
         self._say(f"{self.host} is not a host of the cluster: nothing is changed")
@@ -320,7 +320,7 @@ class Agent:
             self._hurry.clear()
             try:
                 began = time.monotonic()
-                # clear the flag only if it was set, so that a call that comes now is not lost
+                # clear the flag only if it is set, so that a call that arrives now is not lost
                 if called := self._called.is_set():
                     self._called.clear()
                 whole = called or began >= whole_s
@@ -336,7 +336,7 @@ class Agent:
                 if is_due or hosts != before:
                     self.tend(engine, is_due)
                 self.watch(net.name for net in store.networks() if net.span is not None)
-            # files vanish while the host leaves its cluster, and a store can stay locked for long
+            # files disappear when the host leaves its cluster, and the store may be locked for long
             except (Error, OSError, sqlite3.Error) as error:
                 self._say(_text(error))
                 self._over.wait(about(1.0))

@@ -295,7 +295,7 @@ class Claims:
         conditions = [Compare(self.keys.service(wanted.service), have.revision if have else 0)]
         takes = have is not None and have.host != self.host and have.gen >= since and not joins
         if have is not None and takes:
-            # not if the other host has come back: then its live key exists
+            # fails if one of these hosts is alive again: its key ``live`` then exists
             conditions += [Compare(self.keys.live(host)) for host in have.hosts]
         is_own = have is not None and have.host == self.host
         is_shared = have is not None and (joins or (is_own and bool(have.others)))
@@ -309,19 +309,19 @@ class Claims:
             spec = items.get(self.keys.spec(network))
             if spec is None:
                 raise NotFound(f"no network {network!r} in the cluster", "niso net list")
-            # the addresses are chosen for this version of the network
+            # fails if the network has changed: the addresses may not fit it then
             conditions.append(Compare(spec.key, spec.modified))
             base = max(base, spec_of(network, spec).base)
             known |= items
             networks[network] = self._addresses(wanted, have, network, items, raced)
-        # a revision is higher than the number of any former claim, even one that was given up
+        # a revision is higher than ``gen`` of all earlier claims, even of deleted ones
         gen = max(have.gen + 1 if have else base + newest, since + 1)
         claim = ClusterClaim(
             wanted.service, self.host, gen, mark, networks, wanted.names, 0, front=wanted.front
         )
         if have is not None and is_shared:
             self._require_alike(wanted, claim, have)
-            # with a higher number, this host would take the service over from the others
+            # with a higher ``gen``, this host would take the service over from the other hosts
             claim = claim._replace(gen=have.gen, names=have.names)
         same = () if renew else ("host", "networks", "names", "front")
         if have is not None and same and all(getattr(claim, f) == getattr(have, f) for f in same):
@@ -368,7 +368,7 @@ class Claims:
         claim = claim._replace(others=key_values.others_of(value))
         changes: tuple[Put | Delete, ...] = (
             Put(key, encode(value)),
-            # the other hosts' entries are right until this host publishes the service
+            # the entries of the other hosts stay valid until this host publishes the service
             *(self._entries(claim, known, is_own) if not joins else ()),
             *(Delete(key) for key in sorted(old - new)),
         )
@@ -419,7 +419,7 @@ class Claims:
                 return [text for text in addresses if ipaddress.ip_address(text) in net]
 
             requested = inside(wanted.requested.get(network, ()))
-            # with the gateway's address, other services' traffic would go to this service
+            # the gateway's address would direct other services' traffic to this service
             for text in requested:
                 base = int(net.network_address)
                 own, number = (int(ipaddress.ip_address(a)) - base for a in (gateway, text))

@@ -7,7 +7,7 @@ etcd. In tests, `fakes.engine` carries them out in memory. The same tests run on
 Each line shows a key and the fields of its value, a JSON object. A writer keeps unknown fields.
 
     cluster                  {id, port, proto}
-    nets                     {NETWORK: {vni, subnets}}: one index, so that nothing overlaps
+    nets                     {NETWORK: {vni, subnets}}, of all networks, against overlaps
     net/NETWORK/spec         {vni, mtu, subnets: [{cidr, gateway}], internal, base}
     net/NETWORK/a/ADDRESS    {service, host, gen, names, up}
     net/NETWORK/n/NAME       {service}
@@ -15,7 +15,7 @@ Each line shows a key and the fields of its value, a JSON object. A writer keeps
                               ports, policy, sharers: {SERVICE: [port]}}
     h/HOST                   {id, address, mtu, niso}
     h/HOST/live              {boot}, with the host's lease
-    cert/HOST/SERIAL         {}: a certificate that HOST was given, SERIAL as openssl(1) shows it
+    cert/HOST/SERIAL         {}: a certificate of HOST; SERIAL in the form of openssl(1)
     refused/SERIAL           {host}: a revoked certificate
     late/HOST                {seconds}: the lag of its agent, with the host's lease, if not 0
 """

@@ -51,7 +51,7 @@ _FILES = "cluster.toml names it"
 _tokens: dict[tuple[str, str] | None, str] = {}
 """Maps (user, password) to an authentication token, for all clients of this process.
 
-etcd takes 150 ms to check a password (bcrypt): for each thread, a busy machine took too long.
+etcd takes 150 ms to check a password (bcrypt). A check for each thread would take too long.
 """
 _PASSWORD_S = 10.0
 """The timeout of a password check in seconds. An earlier retry would start a second check."""
@@ -210,7 +210,7 @@ class Etcd:
         A request that is not ``repeatable`` is sent again only if no member can have received it.
         ``wait_s`` is the timeout in seconds for each member. Raises NoAnswer and Refused.
         """
-        problems: dict[str, None] = {}  # a set that keeps the order
+        problems: dict[str, None] = {}  # an ordered set
         tries, renewed = self._rounds * len(self._members), False
         while tries > 0:
             tries, sent = tries - 1, False

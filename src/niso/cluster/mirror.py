@@ -278,7 +278,7 @@ def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, ClaimedServ
     Services that are missing in ``wanted`` are removed.
     """
     changed = {*changed}
-    # the slots of a service address lead to the instances
+    # include the service itself, because its service address is mapped to its instances
     changed |= {owner(name) for name in changed}
     some = (wanted, _present(store, changed))
     both = [known for name in changed for services in some if (known := services.get(name))]

@@ -165,7 +165,7 @@ def publish_claim(
                 store.across.set_claim(ClaimRow(service, "", 0, {}))
         return True
     since = record.gen if record is not None else 0
-    # with the same number, a backup of etcd does not have that this host has the service too
+    # with the same ``gen``, a restored backup of etcd lacks this host's part of the claim
     joins = row.mode == "front" and have is not None and have.front and have.gen == since
     if have is not None and not mine and have.gen >= since and not joins:
         return False
@@ -177,7 +177,7 @@ def publish_claim(
                 raise
             # a command that released the address was undone, and another service has it now
             return False
-    # Record no mark until it is published, so that the next pass does so after an interruption.
+    # Record the mark only after publishing: without it, the next call publishes the claim again.
     now = recorded(have)
     if record != now:
         with store.transaction():
@@ -336,12 +336,12 @@ def restore(store: Store, membership: ClusterKeys, own: HostEntry, encryption: s
 
 
 def _peers(store: Store, mtu: int, tunnel: Tunnel | None) -> Iterable[HostEntry]:
-    """Yield the other hosts. In an encrypted cluster, skip hosts whose public key is missing."""
+    """Yield the other hosts, except those without a public key in an encrypted cluster."""
     inside = {end[2]: end for end in tunnel.others} if tunnel is not None else {}
     for name, (state_id, address, alive) in store.across.peers().items():
         if tunnel is None:
             yield HostEntry(name, state_id, address, mtu, alive)
-        # the record has the address inside the tunnel, not the one between the hosts
+        # the row has the address inside the tunnel, not the host's own address
         elif address in inside:
             public, place, _ = inside[address]
             between = place.rpartition(":")[0].strip("[]")
@@ -358,7 +358,7 @@ def _put(membership: ClusterKeys, values: dict[str, str], lease: int = 0) -> Non
     except NoAnswer as error:
         if not error.unknown:
             raise
-        membership.engine.commit(txn)  # no effect if the first was carried out
+        membership.engine.commit(txn)  # no effect if etcd carried out the first request
 
 
 def _recorded(store: Store, host: str) -> Iterable[tuple[Held, dict[str, Any]]]:

@@ -98,7 +98,7 @@ def words(config: Config) -> list[str]:
         "peer-trusted-ca-file": authority,
         "peer-cert-file": certificate,
         "peer-key-file": key,
-        # etcd reads both at each new connection
+        # etcd reads these files again at each new connection
         "client-crl-file": os.path.join(tls, _REFUSED),
         "peer-crl-file": os.path.join(tls, _REFUSED),
         "strict-reconfig-check": "true",

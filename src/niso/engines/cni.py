@@ -206,7 +206,7 @@ def _add(call: Call) -> dict[str, Any]:
         networks.create(machine, _wanted(call.network, call.config))
     else:
         _require_configured(network, call.config)
-    # the policy of the repeated request may be wider than what the agent has applied since
+    # fails if the attachment has changed: the agent may have applied a stricter policy
     done = attach.attach(machine, request, instead_of=same)
     if waits:
         wait(machine, call, done.service)
@@ -278,7 +278,7 @@ def _given(call: Call) -> str:
 
 def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
     notes = runtime.get(_ANNOTATIONS) or {}
-    if not isinstance(notes, dict):  # it could contain policies
+    if not isinstance(notes, dict):  # it may contain policies, which must not be ignored
         raise Failure(WRONG_CONFIG, f"{_ANNOTATIONS} is not an object")
     prefixed = [(key, str(value)) for key, value in notes.items() if key.startswith(_PREFIX)]
     own = {key.removeprefix(_PREFIX): value for key, value in prefixed}
@@ -443,7 +443,7 @@ def _check(call: Call) -> None:
     for attached in store.attachments.all(OWNER, call.container):
         links = store.attachments.links(attached.service)
         if any(x.network == call.network and x.interface == call.interface for x in links):
-            # the plugin portmap sets it on the bridge, which is not the container's
+            # the plugin portmap sets this sysctl on the bridge, so it is no damage
             bridges = (names.bridge(link.network) for link in links)
             theirs = [f"net/ipv4/conf/{bridge}/route_localnet" for bridge in bridges]
             found = check.check(machine, attached.service, theirs)

@@ -268,7 +268,7 @@ def _join(given: dict[str, Any]) -> dict[str, Any]:
     marked = _marked(given, kept["endpoint"])
     request = _request(machine, network, kept["endpoint"], id, marked)
     _forget_ended(machine, request)
-    # the name may be free now
+    # a detached endpoint may have had the name
     request = _request(machine, network, kept["endpoint"], id, marked)
     interface = f"nix{sha256(id.encode()).hexdigest()[:10]}"
     space = netns.new_namespace()
@@ -365,7 +365,7 @@ def _request(
     store, short = machine.store, plugin.label(called)
     row, held = store.service(short), store.attachments.get(short)
     if row is not None and row.active and held is not None and held.id != id:
-        # perhaps of the same container, whose other interface may not be in it yet
+        # the other endpoint may be of the same container, and not moved into it yet
         own_name = plugin.label(f"{called}_{id}")
         if all(link.network != name for link in store.attachments.links(short)):
             aliases.append(short)

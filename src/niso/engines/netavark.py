@@ -332,7 +332,7 @@ def _setup(machine: Machine, space: str, given: Mapping[str, Any]) -> dict[str, 
     )
     if same is not None:
         request = plugin.joined(store, request)
-        # netavark calls for the networks in any order, in which Podman may count interfaces too
+        # a fixed order, because netavark calls for the networks in any order
         request = request._replace(networks=tuple(sorted(request.networks)))
     attach.attach(machine, request)
     has_names = options.get("dns") != "none"

@@ -172,7 +172,7 @@ def _rules(data: Iterable[Mapping[str, Any]] | None, peers: str) -> tuple[Policy
     rules = []
     for rule in data or ():
         _require_known(rule, ("ports", peers))
-        # an empty list means the same as none: everything
+        # an empty list means everything, as a missing list does
         others = tuple(_other(one) for one in rule.get(peers) or ())
         targets = tuple(_target(one) for one in rule.get("ports") or ())
         rules.append((others or None, targets or None))

@@ -126,7 +126,7 @@ class PodAgent:
         """Return the policies by pod, and the number of nftables elements by Kubernetes namespace.
 
         If the policy of a pod, or the policies of its namespace, would be too large, the pod's
-        policy denies all packets.
+        policy is `CLOSED`.
         """
         policies: dict[str, Policy] = {}
         each: dict[Policy, int] = {}

@@ -141,7 +141,7 @@ def cron(schedule: str) -> str | None:
             return None
         fields.append(text)
     days = re.sub(r"([A-Za-z]{3})[a-z]*", lambda day: day[1].capitalize(), parts["days"])
-    if days and fields[2] != "*":  # cron takes either, systemd both
+    if days and fields[2] != "*":  # cron needs one of them to match, systemd both
         return None
     return " ".join((*fields, days.replace("..", "-") or "*"))
 
@@ -493,7 +493,7 @@ def sysctl_name(text: str, key: str) -> str:
 
 
 def sysctl(value: int | str, key: str) -> str:
-    """Return a sysctl's value in the form in which the kernel shows it: words between tabs."""
+    """Return a sysctl's value in the form in which the kernel shows it: words separated by tabs."""
     text = str(value)
     reason = None if re.fullmatch(SYSCTL_VALUE, text, re.ASCII) else "is not a valid value"
     if any(re.fullmatch(r"-?0[xX]?[0-9A-Fa-f]+", word) for word in text.split()):

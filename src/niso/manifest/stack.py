@@ -519,7 +519,7 @@ def _key_here(key: str, overrides: Mapping[str, Any], manifest_key: str) -> str 
     if table == "network":
         return f"{key}.{path}" if first in overrides else None
     override = overrides.get(table)
-    # a quoted name is an unknown one, and the manifest alone has no such name
+    # a quoted name is an unknown key of the override: the package's own manifest is valid
     here = not isinstance(override, dict) or first in override or not path or path.startswith('"')
     return f"{key}.{manifest_key}" if table in overrides and here else None
 
@@ -601,7 +601,7 @@ def moved_error(error: Error, key: str, file: str = "") -> InvalidInput:
     """
     new = InvalidInput.of(error)
     new.file = file
-    # it has no package.name, since its name is that of its table
+    # [services.NAME] has no key package.name
     new.key = f"{key}.{error.key}" if error.key not in (None, "", "package.name") else key
     new.reason, new.right, hint = (
         re.sub(rf"(?<![\w.])(?=(?:{_TABLES})(?:\.[a-z_]|\]))", f"{key}.", text)

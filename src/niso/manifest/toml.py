@@ -45,8 +45,7 @@ def load(
     """Return the data of the TOML file at ``path``. ``name`` is the usual name of such a file.
 
     ``owners`` and ``untrusted`` are as for `content`. Raises NotFound if the file does not exist,
-    Error if it cannot be read, and InvalidInput if it is not valid TOML or other users can change
-    it.
+    Error if it cannot be read, InvalidInput if it is invalid TOML or other users can change it.
     """
     try:
         return parse(content(path, name, owners, untrusted=untrusted))
@@ -529,7 +528,7 @@ def key(name: str) -> str:
 
 
 def table(header: str, data: Mapping[str, Any], inline: int) -> Iterator[str]:
-    """Yield the lines of a TOML table. Tables at the depth ``inline`` and below are inline."""
+    """Yield the lines of a TOML table. Tables nested ``inline`` or more levels deep are inline."""
     below = {name: one for name, one in data.items() if isinstance(one, Mapping) and inline}
     if len(below) < len(data) or not below:
         yield f"[{header}]"

@@ -76,7 +76,7 @@ def unknown_key(
     if elsewhere and not near:
         right += f"; elsewhere: {elsewhere}"
         hint = f"move it to {elsewhere}, or remove it"
-    # the values of a table may be secrets, as in [env] for [environment]
+    # show no values of a table: [env] instead of [environment] may contain secrets
     text = "" if isinstance(value, dict) else shown(value)
     return InvalidInput("unknown key", hint, key, value=text, right=right, about_key=True)
 
@@ -283,7 +283,7 @@ def _written(data: dict[str, Any]) -> Iterator[tuple[Parse, Any, str]]:
 
 
 def _tables(data: dict[str, Any], section: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (path, content) for each table of a section. Only [volumes] can have several tables."""
+    """Yield (path, content) for each table of a section, such as each [volumes.NAME]."""
     if not section:
         yield "", data
     elif section.endswith(".*"):

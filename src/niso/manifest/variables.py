@@ -257,7 +257,7 @@ def text(written: str, variables: Variables, depth: int = 0) -> str:
 
 
 def _closed(after: str) -> tuple[str, str]:
-    """Split the text after ``${`` at the matching ``}``. Raises InvalidInput if there is none."""
+    """Split the text after a ``${`` at the matching ``}``. Raises InvalidInput without one."""
     open_, at = 1, 0
     while at < len(after):
         if after.startswith("${", at):

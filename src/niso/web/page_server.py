@@ -64,7 +64,7 @@ _BLOCK = 1 << 16
 WATCHED, UNWATCHED = b"+", b"-"
 """What is reported when the first page is opened, and after the last page was closed."""
 _FRESH_S = 10.0
-"""Seconds for which a state is sent to a new page. Older ones are from before niso paused."""
+"""The maximum age in seconds of a state for a new page. Without pages, niso does not measure."""
 _PATIENCE_S = 10.0
 ENDED = b'{"ended": true}\n'
 """The last line of a stream: no more states will follow."""
@@ -215,9 +215,7 @@ def application(states: States, token: str, page: Page) -> ASGIApp:
     inner = Starlette(routes=routes, exception_handlers={404: unknown, 405: unknown})
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or refuse it with the status from `refused`. Add `HEADERS` to each
-        answer.
-        """
+        """Answer a request, with `HEADERS`, or refuse it with the status from `refused`."""
         if scope["type"] != "http":
             return
 
@@ -310,7 +308,7 @@ def serve(listener: socket.socket, pipe: int, status: int, token: str) -> None:
 
 
 async def _rehearse(page: Page) -> None:
-    """Answer requests without a socket. This imports all modules before `confine` is called."""
+    """Answer requests without a socket, to import all modules before `confine` is called."""
     states = States()
     states.put(b"{}\n")
     states.end()

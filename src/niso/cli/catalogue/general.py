@@ -202,7 +202,7 @@ COMMANDS = (
         "127 the command was not found\n"
         "128+N the command was killed by signal N",
         root=False,
-        aside=True,  # the first screen ends with it
+        aside=True,  # the last line of the first screen shows it
     ),
     Command(
         "reset",
