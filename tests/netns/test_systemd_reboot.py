@@ -137,11 +137,24 @@ def test_unit_of_a_service_with_instances_starts_and_stops_them(labs, tmp_path) 
     machine.systemctl("restart", "niso-web")
     assert machine.state("web") == EXITED and len(instances(machine)) == 2
     assert_whole(machine)
+    # a machine that loses its power before the units are written has those of the former services
+    machine.niso("activate", echo(first, "api"))
+    machine.niso("enable", "api")
     machine.halt()
     disk = tmp_path / "disk"
     shutil.copytree(machine.disk, disk, symlinks=True, ignore_dangling_symlinks=True)
+    units = [disk / f"etc/systemd/system/niso-{name}.service" for name in ("web", "api")]
+    texts = [unit.read_text() for unit in units]
+    units[0].write_text(texts[1].replace("api", "web"))
+    units[1].write_text(texts[0].replace("web", "api"))
     again = Machine(second, like=disk)
-    second.wait_for(lambda: again.state("web") == EXITED, 30, again.journal("web"))
+    for name, state in (("web", EXITED), ("api", RUNNING)):
+        try:
+            second.wait_for(lambda n=name, s=state: again.state(n) == s, 30, name)
+        finally:
+            print(again.journal(name))
+    assert is_followed(again)
+    assert [again.path(f"/etc/systemd/system/{unit.name}").read_text() for unit in units] == texts
     assert len(instances(again)) == 2
     assert asked_page(second, "192.0.2.1", 8080, "client") == "v2"
     assert_whole(again)

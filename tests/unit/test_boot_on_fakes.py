@@ -228,6 +228,16 @@ def test_activation_by_systemd_completes_the_start_of_the_unit(world: World) -> 
     boot.hand_over(world.machine, ["api"])  # its conmon is gone: it is started again
     assert "start api" in world.processes.done[first:]
     world.assert_whole()
+    # a power failure may have left the unit of the service as it was before its last change
+    units.caller = None
+    boot.enable(world.machine, ["api"])
+    text, units.caller = units.files[API], "api"
+    for own in (True, False):
+        units.files[API] = text.replace("Type=notify", "Type=oneshot")
+        if not own:
+            units.files[API] = "# by hand\n"
+        boot.hand_over(world.machine, ["api"])
+        assert (units.files[API] == units.known[API] == text) == own
 
 
 def test_unit_of_a_process_that_has_ended_does_not_start(world: World) -> None:

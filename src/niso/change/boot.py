@@ -336,15 +336,20 @@ def _set_enabled(store: Store, names: Iterable[str], enabled: bool) -> None:
 def hand_over(machine: Machine, names: Iterable[str]) -> None:
     """Let systemd supervise enabled services after they were activated or restarted.
 
-    If a service's unit has started this process, systemd is notified that the unit has started.
-    Raises Error or OSError.
+    If a service's unit has started this process, systemd is notified that the unit has started. If
+    an interrupted command left an outdated unit file, systemd reads the new one before: the old
+    type could expect a main process, which a service with instances does not have. Raises Error or
+    OSError.
     """
     store, units = machine.store, machine.processes.units
     known = [row for name in names if (row := store.service(name)) is not None]
     rows = [row for row in known if _has_lasting_unit(row)]
-    for row in rows:
+    for row in known:
         if units.is_ours(row.name):
-            if not row.has_process:
+            text = units.read(systemd.unit_file(row.name)) or ""
+            if row.enabled and text.startswith(_MARK):
+                _write_units(units, store, [row])
+            if not row.has_process or row.is_job:
                 return
             # its conmon was killed, but the process is still running
             if not units.is_supervised(row.name):
@@ -354,7 +359,7 @@ def hand_over(machine: Machine, names: Iterable[str]) -> None:
             return
     rows = [row for row in rows if row.enabled]
     if units.booted():
-        jobs = [row for row in known if row.enabled and row.is_job and not units.is_ours(row.name)]
+        jobs = [row for row in known if row.enabled and row.is_job]
         for row in (*rows, *jobs):
             _refuse_foreign(units, store, row.name)
             _refuse_alone(store, row, ())
