@@ -43,10 +43,10 @@ if TYPE_CHECKING:
 
 
 def advance(probes: Sequence[HealthProbe], others: Sequence[int], until: float) -> None:
-    """Wait until a probe can continue or another descriptor is readable. Then continue probes.
+    """Continue the probes that are ready, after a wait until at least one of them is.
 
-    Probes whose deadline has passed end. ``others`` are the other descriptors. ``until`` is the
-    monotonic time, in seconds, at which the wait ends at the latest.
+    The wait also ends if a descriptor in ``others`` is readable, at the deadline of a probe, and at
+    ``until`` (monotonic time in seconds). Probes whose deadline has passed end.
     """
     poll = select.poll()
     for probe in probes:

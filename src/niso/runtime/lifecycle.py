@@ -170,9 +170,9 @@ def stop(service: str, timeout_s: float | None = None) -> None:
 
 
 def stop_all(services: Iterable[str]) -> dict[str, Error]:
-    """Kill services with SIGKILL and remove their runtime files. Return the errors by service.
+    """Kill services with SIGKILL, and remove their runtime files.
 
-    A single crun process deletes all containers.
+    A single crun process deletes all containers. Returns the errors by service.
     """
     errors: dict[str, Error] = {}
 
@@ -332,7 +332,8 @@ def _delete(services: Iterable[str]) -> None:
 def _end(spec: ProcessSpec | None, bundle: str, timeout_s: float) -> None:
     """Kill the PID 1 of a run, and with it all processes of the run (pid_namespaces(7)).
 
-    PID 1 gets the stop signal of ``spec``, and SIGKILL after ``timeout_s`` seconds.
+    PID 1 gets the stop signal of ``spec``, and SIGKILL after ``timeout_s`` seconds. With 0, it gets
+    only SIGKILL.
     """
     pid = crun.read_pid(f"{bundle}/pid")
     pidfd = crun.open_in_service(spec.service, pid) if spec else -1
