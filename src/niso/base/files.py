@@ -216,10 +216,10 @@ def changed_by_others(
     symbolic link is followed. The result continues a sentence: "belongs to user bob", or "is
     writable for group devs".
 
-    A group is trusted if all of its members are; `_is_private` decides this. Users and groups in an
-    access control list (acl(5)) are checked in the same way. With ``sticky``, write permission for
-    a folder with the sticky bit is ignored, because it does not allow users to replace files of
-    others (inode(7)). Raises OSError.
+    A group is trusted only if it is the private group of a trusted user (`_is_private`). Users and
+    groups in an access control list (acl(5)) are checked in the same way. With ``sticky``, write
+    permission for a folder with the sticky bit is ignored, because it does not allow users to
+    replace files of others (inode(7)). Raises OSError.
     """
     info = os.stat(place)
     if info.st_uid not in trusted:

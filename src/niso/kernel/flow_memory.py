@@ -124,7 +124,9 @@ def _parse_share(key: bytes, fields: dict[int, bytes]) -> tuple[str, int]:
 
 
 def forget(addresses: Collection[str], names: Collection[str] = tuple(_MISSED)) -> None:
-    """Delete the recorded flows of the sets ``names`` from and to addresses and prefixes."""
+    """Delete the flows from or to ``addresses``, which are addresses and prefixes, from the sets
+    ``names``.
+    """
     families = {str(family_of(address)) for address in addresses}
     has = conntrack.within(addresses)
     for name, table in (PLACES | _SHARES).items():

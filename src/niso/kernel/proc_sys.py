@@ -174,7 +174,7 @@ def load_bridge_netfilter() -> None:
     """Load the kernel module br_netfilter, if it is missing. Bridges with nf_call_iptables need it.
     The module's global sysctls are 1 at first, so that the frames of all bridges pass the rules of
     all tables. This function sets them to 0: other bridges then behave as without the module.
-    Raises KernelError if the module does not exist. In a lab without root, which cannot load it,
+    Raises KernelError if the module cannot be loaded. In a lab without root, which cannot load it,
     this function does nothing.
     """
     if bridge_netfilter_acts():

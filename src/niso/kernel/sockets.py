@@ -133,9 +133,10 @@ def measured() -> list[Measured]:
 
 
 def destroy() -> int:
-    """Reset the TCP connections of this network namespace, and return their number. Both ends
-    receive the reset, so no client waits for an answer (SOCK_DESTROY, linux/sock_diag.h). Returns 0
-    on a kernel without CONFIG_INET_DIAG_DESTROY. Raises KernelError.
+    """Reset the established and half-closed TCP connections of this network namespace, and return
+    their number. Both ends receive the reset, so no client waits for an answer (SOCK_DESTROY,
+    linux/sock_diag.h). Without CONFIG_INET_DIAG_DESTROY, the kernel resets none. Raises
+    KernelError.
     """
     # connections whose client still waits for data, or whose server still waits for data
     mask = sum(1 << state for state in (1, 4, 8))

@@ -9,7 +9,7 @@ allows only two overlays on top of each other (FILESYSTEM_MAX_STACK_DEPTH, linux
 writable.
 
 In a user namespace (`niso.lab.user_namespace`), an overlay allows no changes of files that root
-owns, and has no lower folder below which the machine has mount points. The lab's root is then a
+owns, and its lower folder must not contain mount points of the machine. The lab's root is then a
 tmpfs, with an overlay for each folder of the machine, a copy of /etc, and /usr read-only.
 
 Cgroups (cgroup_namespaces(7)): in each hierarchy, all cgroups of the lab are below one cgroup, the
@@ -155,9 +155,9 @@ def build_mounts(
 def _cover(source: int, path: str) -> None:
     """Mount a folder or file at a path of the lab, so that writes to it stay in the lab.
 
-    A folder gets an overlay. A single file is copied. If the kernel refuses the overlay because
-    there would be three on top of each other, the mount is read-only. ``source`` is a descriptor of
-    the folder or file, which is closed.
+    A folder gets an overlay. A single file is copied. If the kernel refuses the overlay, for
+    example as the third on top of each other, the folder is mounted read-only. ``source`` is a
+    descriptor of the folder or file. This function closes it.
     """
     lower, target = f"/proc/self/fd/{source}", _ROOT + path
     try:
@@ -369,9 +369,10 @@ def _copy_owner(source: str, target: str) -> None:
 def _reachable(current: str, covered: Iterable[str], unprivileged: bool) -> list[str]:
     """Return the folders that must stay visible although they are below a folder in ``covered``.
 
-    These are the current folder, Python's folders, and niso's checkout or installation. In a user
-    namespace, the user's own folders among these are returned too: an overlay of a folder of root
-    does not allow writes to the user's folders in it.
+    These are the current folder, Python's folders, niso's checkout or installation, and in a user
+    namespace $HOME. In a user namespace, the user's own folders among these are returned even if
+    they are not covered: an overlay of a folder of root does not allow writes to the user's folders
+    in it.
     """
     source = str(Path(__file__).resolve().parents[3])
     checkout = os.path.dirname(source)

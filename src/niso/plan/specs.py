@@ -106,7 +106,7 @@ class NetworkSpec(NamedTuple):
 
 
 class ProgramSpec(NamedTuple):
-    """What a manifest declares about the process of a service and the files that it uses."""
+    """The settings of a manifest for the process of a service, and for the files that it uses."""
 
     rootfs: str | None  # path relative to the package
     entrypoint: str

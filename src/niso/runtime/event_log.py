@@ -297,7 +297,9 @@ def _present(store: Store, row: ServiceRow, fate: Callable[[ServiceRow], str]) -
 
 
 def _with_run(shown: ServiceState, service: str) -> ServiceState:
-    """Return a recorded state, updated from the service's present run. Health stays unchanged."""
+    """Return ``shown``, updated from the service's present run and without its health. While the
+    service is being stopped, only the state is updated.
+    """
     from niso.runtime import status  # not for attachments, whose engine waits
 
     now = status.read(service)

@@ -169,7 +169,7 @@ class Launch:
         return pid
 
     def close(self) -> None:
-        """End the thread with its mounts, close conmon's pipes, and release the lock."""
+        """End the thread and its mounts, close conmon's pipes, and release the lock ``.cgroup``."""
         self._held.close()
 
 

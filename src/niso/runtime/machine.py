@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Machine(NamedTuple):
-    """The store, the kernel, the processes of services and the cluster, as a command uses them."""
+    """Everything that a command reads and changes: store, kernel, processes and cluster."""
 
     store: Store
     kernel: Kernel

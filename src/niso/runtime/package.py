@@ -335,8 +335,8 @@ class _PackageEntry(NamedTuple):
 
 
 def _walk(folder: str, excluded: Excluded) -> Iterator[_PackageEntry]:
-    """Yield all entries of a package except the paths in ``excluded``, each folder before its
-    content.
+    """Yield all entries of a package except the paths in ``excluded`` and version control data
+    (`HISTORY`), each folder before its content.
 
     If ``folder`` is "", the service has no package, and nothing is yielded. Each folder is opened
     component by component from the top, and never through a symbolic link. A user who can write to
@@ -361,7 +361,8 @@ def _entries(
 ) -> Iterator[_PackageEntry]:
     """Yield the entries of ``base``, a folder of a package, sorted by name.
 
-    ``skipped`` are the device and inode numbers of files to leave out.
+    ``skipped`` are the device and inode numbers of files to leave out. Version control data
+    (`HISTORY`) is left out too.
     """
     inside = -1
     try:
@@ -536,7 +537,7 @@ class Contents:
         self._recent: set[str] = set()
 
     def digest(self, path: str, info: os.stat_result, fd: int) -> str:
-        """Return the SHA-256 digest of a regular file in hexadecimal, from the cache if possible.
+        """Return the digest of a regular file (`_read`) in hexadecimal, from the cache if possible.
 
         ``path`` is relative to the package, and ``fd`` is open with O_PATH.
         """
@@ -573,7 +574,7 @@ def forget(service: str) -> None:
 
 
 def _read(fd: int, size: int) -> str:
-    """Compute the digest of an open file from its size and all chunks that are not all zeros.
+    """Return the SHA-256 digest of an open file's size and of its chunks that are not all zeros.
 
     A hole therefore has the same digest as zeros, and need not be read (lseek(2)).
     """

@@ -467,10 +467,11 @@ they start before niso, niso records that forwarding was already on.
 
 
 def refuse_foreign(path: str, text: str | None, mark: str, hint: str = "move it away") -> None:
-    """Raise Conflict if the file of a unit or drop-in exists but was not written by niso.
+    """Raise Conflict if the file of a unit or drop-in exists, but niso did not write it for this
+    state folder.
 
     ``text`` is the content of the file, or None if there is no file. A file that niso has written
-    begins with ``mark``.
+    for this state folder begins with ``mark``.
     """
     if text is not None and not text.startswith(mark):
         raise Conflict(f"{path} already exists and was not made for this state folder", hint)

@@ -193,8 +193,10 @@ class _Routes(Kind[Route], of=Route):
         return (f"{link} down", f"{link} IPv4")
 
     def read(self, space: Space, objects: Collection[Route]) -> Iterable[Route]:
-        """Read all routes in a service that use the network interfaces of requested objects. Routes
-        to an address's own prefix are left out: `Address.routed` represents them. They are
+        """Return all routes in a service that use the interfaces of requested objects. With
+        `Reading.with_strays`, return also routes of the types in `NOWHERE`, such as blackhole.
+
+        Routes to an address's own prefix are left out: `Address.routed` represents them. They are
         recognised by their destination, because any program can label a route as the kernel's.
         """
         if not space.name:

@@ -625,9 +625,9 @@ class Reading:
         self.note_foreign(name, Conflict(reason, hint))
 
     def run(self, candidates: State, skip_transactional: bool = False) -> State:
-        """Return the objects of ``candidates`` that exist, with their actual fields. With
-        ``skip_transactional``, nftables tables and elements are not read, but assumed to be as in
-        ``candidates``. This object is empty afterwards.
+        """Return the objects of ``candidates`` that exist, with their actual fields. Some kinds add
+        other objects (`Kind.read`). With ``skip_transactional``, nftables tables and elements are
+        not read, but assumed to be as in ``candidates``. This object is empty afterwards.
         """
         self.candidates = candidates
         spaces: dict[str, dict[type, Collection[Any]]] = {"": {}}

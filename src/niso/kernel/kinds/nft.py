@@ -348,8 +348,8 @@ class _Rulesets(Kind[Ruleset], of=Ruleset):
 
 
 def _other_tables(reading: Reading) -> Iterable[Ruleset]:
-    """Return the existing tables if they are of another version of niso or incomplete. Raises
-    Conflict if they belong to another state folder.
+    """Return the existing tables, whose elements `owner` are not as desired: tables of another
+    version of niso, or incomplete ones. Raises Conflict if they belong to another state folder.
     """
     with Nfnetlink() as netlink:
         digests: list[str] = []
