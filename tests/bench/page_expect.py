@@ -158,7 +158,7 @@ def _hosts(f: _Figures) -> Iterator[str]:
         return f"{to[0]} of the rate between the hosts without a tunnel, {words} Docker Swarm's {to[1]}"
 
     yield f"**Between two hosts** new connections reach {compared('tcp')}."
-    yield f"Throughput reaches {compared('bulk')}. Most of the loss is caused by VXLAN. In addition, niso"
+    yield f"Throughput reaches {compared('bulk')}. Most of the loss is caused by VXLAN. In addition to encapsulation, niso"
     yield "checks the sender of each packet on both hosts, and enforces policies between hosts."
 
 
