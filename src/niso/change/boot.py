@@ -44,7 +44,7 @@ _SERVICE = (
 )
 _JOB = ("# the start lasts until the job has ended", "Type=oneshot", "RemainAfterExit=yes")
 _SCHEDULED = ("# started by the timer, and active while the job runs", "Type=oneshot")
-RESERVED = ("docker", "podman", "wireguard")
+RESERVED = ("docker", "podman", "podman-again", "wireguard")
 """Service names that are refused because a unit of niso itself has the same file name.
 
 The Debian packages niso-docker and niso-podman have units in /usr/lib, which units in /etc would
