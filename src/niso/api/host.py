@@ -188,7 +188,7 @@ class Host(ApiPart):
         return metrics.metrics(self.session, flows)
 
     def top(self, service: str | None = None) -> niso.Top:
-        """Start to measure traffic and new flows, of one service or of all services.
+        """Start measuring traffic and new flows, of one service or of all services.
 
         Each ``read()`` of the result returns a `niso.Load` with the rates since the last call. Use
         the result in a ``with`` block. Raises NotFound, KernelError.
@@ -210,7 +210,7 @@ class Host(ApiPart):
         return events.Events(self.session, _name(service), since_time(since))
 
     def map(self) -> niso.Map:
-        """Start to observe services, networks and flows, as the map of ``niso web`` does.
+        """Start observing services, networks and flows, as the map of ``niso web`` does.
 
         Each ``read()`` of the result returns a `niso.MapState`. Close the result when you are done,
         or use it in a ``with`` block: until then, the kernel counts the bytes of all flows.

@@ -85,7 +85,7 @@ class Attachments(ApiPart):
 
         Names that are not attached are skipped. With ``id``, an attachment is detached only if it
         still has this id. Without ``id``, the drop-in that puts a systemd unit into the namespace
-        is removed too. Raises Conflict if a name is a service's.
+        is removed too. Raises Conflict if a name belongs to a service.
         """
         wanted = texts(names, "names")
         machine = self.session.machine_for_change()

@@ -33,7 +33,7 @@ class Kubernetes(ApiPart):
         return pod_agent.follow(self.session.machine(create=True), config, log)
 
     def enable(self, kubeconfig: str | os.PathLike[str] = KUBECONFIG) -> Marked:
-        """Make systemd run the agent now and at boot. Raises Error without systemd, Conflict."""
+        """Run the agent with systemd now and at boot. Raises Conflict, or Error without systemd."""
         config = path(kubeconfig, "--kubeconfig")
         machine = self.session.machine_for_change(create=True)
         return _marked(pod_agent.enable(machine, config, self.session.report))

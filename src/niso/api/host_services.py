@@ -102,7 +102,7 @@ class Services(ApiPart):
         return tuple(outcomes)
 
     def deactivate(self, *names: str, dry_run: bool = False) -> tuple[niso.Done, ...]:
-        """Stop services and remove their networks. Addresses and volumes are kept. Raises Error."""
+        """Stop services and remove their networks. Addresses and volumes stay. Raises Error."""
         from niso.change import boot
 
         wanted = texts(names, "names")

@@ -63,7 +63,8 @@ class Stacks(ApiPart):
     ) -> niso.StackDown:
         """Deactivate a stack's services. Each service is stopped before its dependencies.
 
-        Addresses and networks are kept. ``volumes`` deletes the named volumes. Raises Error.
+        Addresses stay reserved, and networks stay. ``volumes`` deletes the named volumes. Raises
+        Error.
         """
         machine = self.session.machine_for_change()
         where = path(stack, "stack")

@@ -30,7 +30,7 @@ The result is that ``net check`` found differences or that the packet of ``net e
 
 
 def main() -> None:
-    """Run the console script and end the process."""
+    """Run niso with the arguments of this process, and end the process."""
     os.umask(0o022)
     _have_outputs()
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -6,9 +6,8 @@ The agent can be killed at any point, because all of its state is in files: the 
 this host's etcd lease in the run folder. While the agent or etcd is down, services continue to run,
 but this host does not learn of changes on other hosts.
 
-Another file contains the time of the last poll, and for each missing host the time since which it
-is missing. These are times of this host's monotonic clock. Clocks of different hosts are never
-compared.
+Another file contains the time of the last poll, and the times at which missing hosts disappeared.
+These are times of this host's monotonic clock. Clocks of different hosts are never compared.
 """
 
 from __future__ import annotations
@@ -346,8 +345,8 @@ class Agent:
     def read_hosts(
         self, engine: Etcd, now_s: float
     ) -> tuple[tuple[HostEntry, ...], HostEntry | None]:
-        """Return all hosts of the cluster, and this host or None. Decode only keys that have
-        changed. Raises NoAnswer.
+        """Return (all hosts of the cluster, this host or None). Raises NoAnswer. Only keys that
+        have changed since the last call are decoded.
         """
         item = ClusterKeys(engine, self.keys).host_item(self.host)
         items = self.host_keys.items(engine, now_s, item)
@@ -384,9 +383,7 @@ class Agent:
         self._hurry.set()
 
     def _notice(self, hurry: bool = True) -> None:
-        """Request a poll. Without ``hurry``, it may be delayed, so that hosts poll at different
-        times.
-        """
+        """Request a poll. Without ``hurry``, the poll may start later, at a random time."""
         self.lag.notice(time.monotonic())
         self._wake.set()
         if hurry:

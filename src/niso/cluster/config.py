@@ -190,9 +190,9 @@ def text_of(config: Config) -> str:
 
 
 def toml_of(head: str, values: object) -> str:
-    """Format a named tuple whose fields are tables as TOML, with the comment ``head`` at the top.
+    """Format a named tuple as TOML, below the comment ``head``. Its named tuples are tables.
 
-    JSON is valid as TOML for all types of its values.
+    The values have types that JSON and TOML write in the same way.
     """
     lines = [head]
     for name, value in convert.plain(values).items():

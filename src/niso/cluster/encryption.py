@@ -92,7 +92,7 @@ def prepare(kernel: Kernel) -> str:
 def tunnel(
     cluster: str, port: int, how: str, own: HostEntry, hosts: Iterable[HostEntry] = ()
 ) -> Tunnel:
-    """Build the WireGuard tunnel from ``own`` to ``hosts``. Its UDP port is VXLAN's plus 1."""
+    """Build the WireGuard tunnel from ``own`` to ``hosts``. Its UDP port is ``port`` + 1."""
     others = {
         host.public: (
             host.public,
@@ -164,7 +164,7 @@ def _adopt(store: Store, kernel: Kernel) -> str:
 
 
 def mend(store: Store, kernel: Kernel) -> None:
-    """Repair the WireGuard interface, as the store records it.
+    """Make the WireGuard interface match its record in the store.
 
     This is called periodically, because the kernel sends no event for some changes of the
     interface. The caller must not have niso's lock.

@@ -1,11 +1,11 @@
 """Write and read invitations to a cluster; create its authority and certificates with openssl(1).
 
-An invitation is one file with the invited host's own certificate and key, so no server has to sign.
-The invitation of a host that becomes a member of etcd also contains the authority's key, with which
-the host can invite others.
+An invitation is one file with the invited host's own certificate and key, so no server is needed to
+sign certificates. The invitation of a host that becomes a member of etcd also contains the
+authority's key, with which the host can invite others.
 
 A host's certificate has no subject, because etcd's gateway refuses certificates with a common name
-when etcd has users. The extension with its addresses is therefore critical (RFC 5280, 4.2.1.6).
+when etcd has users. The extension subjectAltName is therefore critical (RFC 5280, 4.2.1.6).
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ default_md = sha256
 
 
 def make_authority(folder: str, cluster: str) -> None:
-    """Create the key and certificate of an authority in a folder, for 10 years. Raises Error."""
+    """Create the key and certificate of a CA in a folder, valid for 10 years. Raises Error."""
     _run(
         *("req", "-x509", *_CURVE, *_period(), "-config", "/dev/stdin"),
         *("-subj", f"/O=niso/CN=cluster {cluster}"),
@@ -212,7 +212,7 @@ def make_authority(folder: str, cluster: str) -> None:
 
 
 def issue(authority: str, folder: str, addresses: Sequence[str]) -> None:
-    """Create a key and a certificate for these addresses and localhost. Raises Error."""
+    """Create a key and a certificate for these IP addresses and localhost. Raises Error."""
     names = [f"IP:{address}" for address in (*addresses, "127.0.0.1", "::1")]
     key, request = os.path.join(folder, KEY), os.path.join(folder, "host.csr")
     _run(*("req", "-new", *_CURVE, "-subj", "/", "-keyout", key, "-out", request))
@@ -261,7 +261,7 @@ def _period() -> tuple[str, ...]:
 
 
 def _run(*words: str, text: str = "") -> str:
-    """Run openssl with ``text`` as stdin. Return stdout. Files it creates are only root's."""
+    """Run openssl with ``text`` as stdin. Return stdout. Only root can read files it creates."""
     try:
         done = subprocess.run(
             ["openssl", *words],

@@ -375,7 +375,7 @@ def valid(value: dict[str, Any], key: str, *needed: str) -> dict[str, Any]:
 
 
 def index_of(item: KeyValue) -> dict[str, dict[str, Any]]:
-    """Convert the key with the index of networks: {NETWORK: {vni, subnets}}. Raises Error."""
+    """Return {NETWORK: {vni, subnets}} from the key that lists all networks. Raises Error."""
     index = decode(item.value, item.key)
     for value in index.values():
         subnets = value.get("subnets") if isinstance(value, dict) else None

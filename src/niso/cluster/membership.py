@@ -146,10 +146,9 @@ class ClusterKeys:
         self.engine.commit(Txn((), (Put(self.keys.seen(network, host), value, lease),)))
 
     def unseen(self, network: str, revision: int, own: str) -> list[str]:
-        """Return the live hosts that have not yet applied the changes up to a revision.
+        """Return the live hosts, except ``own``, that have not applied changes up to a revision.
 
-        The host ``own`` is left out. So are hosts that have no service of another host on
-        ``network``.
+        Hosts that have never reported a revision for ``network`` are left out.
         """
         prefix = self.keys.seen(network)
         hosts = []
@@ -200,7 +199,7 @@ class ClusterKeys:
         ]
 
     def instances(self, front: str) -> set[int]:
-        """Return the numbers of a service's (``front``) instances that hosts have reserved."""
+        """Return the numbers of the instances of the service ``front`` that hosts have reserved."""
         prefix = self.keys.service(f"{front}.")
         return {
             int(number)

@@ -76,7 +76,7 @@ def program() -> str:
 
 
 def words(config: Config) -> list[str]:
-    """Return etcd's command-line options. initial-* options matter only at the first start."""
+    """Return etcd's command-line options. Only the first start uses the options initial-*."""
     assert config.member is not None
     tls = os.path.join(folder(), "tls")
     authority, certificate, key = (os.path.join(tls, name) for name in _COPIED)
@@ -132,8 +132,8 @@ def prepare() -> pwd.struct_passwd | None:
 def refuse(serials: Sequence[str]) -> list[str]:
     """Make this host's etcd member refuse more certificates. Return all refused serial numbers.
 
-    A refused certificate is never accepted again: after a restore from a backup, the list in etcd
-    may be older than this host's.
+    Former serial numbers are never removed: etcd's own list may have been restored from an older
+    backup.
     """
     before = (files.read(_refused_file()) or b"").decode().split()
     every = sorted({*before, *serials})
@@ -405,7 +405,7 @@ def snapshot(engine: Etcd) -> Iterator[bytes]:
 
 
 def _insist(request: Callable[[], object], is_done: Callable[[], bool]) -> None:
-    """Repeat a request for `PATIENCE_S` s until ``is_done()``. Raises NoAnswer, Refused."""
+    """Repeat a request for `PATIENCE_S` s until ``is_done()`` is true. Raises NoAnswer, Refused."""
     until = time.monotonic() + PATIENCE_S
     while not is_done():
         try:

@@ -567,7 +567,7 @@ class ComposeService:
         self._spread_ports()
 
     def _replicas(self, deploy: Mapping[str, Any]) -> tuple[str, int]:
-        """Return (key that sets the number of instances, this number within niso's limits)."""
+        """Return (key that sets the number of instances, the number up to niso's limit)."""
         most = process_keys.MAX_REPLICAS
         key = "deploy.replicas" if deploy.get("replicas") is not None else "scale"
         given = deploy.get("replicas", self._keys.get("scale"))

@@ -288,7 +288,7 @@ def parse_size(value: object) -> str | None:
 
 
 def port(value: object) -> str | None:
-    """Convert a published port of Compose to that of a manifest. Returns None if it is invalid.
+    """Convert a published port to the form of a manifest, or return None if it is invalid.
 
     A port without a host port becomes ``:80``, for which niso chooses a host port, as Compose does.
     """

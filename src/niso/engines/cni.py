@@ -222,7 +222,7 @@ def _require_namespace(machine: Machine, call: Call) -> None:
 
 
 def _folded(value: Any) -> dict[str, Any]:
-    """Convert all keys of nested objects to lower case, because containerd writes HostPort."""
+    """Convert all keys of nested objects to lower case: containerd writes HostPort for hostPort."""
 
     def fold(inner: Any) -> Any:
         if isinstance(inner, dict):

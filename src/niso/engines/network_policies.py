@@ -45,7 +45,7 @@ class Pod(NamedTuple):
 
 
 class Other(NamedTuple):
-    """A peer of a rule: a prefix (``cidr``), or the pods that match two label selectors."""
+    """A peer of a rule: a prefix (``cidr``), or pods by selectors of pods and of namespaces."""
 
     cidr: str = ""  # prefix in canonical form; "" if the peer is pods
     excepted: tuple[str, ...] = ()  # prefixes excluded from ``cidr``

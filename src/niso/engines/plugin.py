@@ -1,6 +1,6 @@
 """Share code between the container engines' plugins: calls, names, ports, policies and errors.
 
-An engine waits for its plugin, so this module imports no code for manifests or processes.
+An engine waits for its plugin, so this module imports code for manifests only when a call needs it.
 """
 
 from __future__ import annotations

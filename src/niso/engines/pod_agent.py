@@ -368,7 +368,7 @@ def enable(machine: Machine, config: str, report: Report = silent) -> bool:
 
 
 def disable(machine: Machine, report: Report = silent) -> bool:
-    """Stop and remove the agent's systemd unit. Return False if this state folder had none."""
+    """Stop and remove the agent's systemd unit. Return False if this state folder has none."""
     units, state_id = machine.processes.units, machine.store.state_id()
     mark = _MARK + state_id
     own = [path for path in unit_texts("", "") if (units.read(path) or "").startswith(mark)]

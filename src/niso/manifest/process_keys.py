@@ -503,7 +503,7 @@ def sysctl(value: int | str, key: str) -> str:
 
 
 def device(text: str, key: str) -> Device:
-    """Parse a device ``HOST[:PATH][:ACCESS]``, as Docker writes it. Raises InvalidInput.
+    """Parse a device in Docker's form ``HOST[:PATH][:ACCESS]``. Raises InvalidInput.
 
     Both paths are below /dev. ACCESS is r, w or rw. Docker's default is rwm; the m lets a container
     create the device node itself, and is ignored.

@@ -365,7 +365,7 @@ def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:
 
 
 def _networks(network: dict[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error if [network] has networks in two keys, or if ``ip`` does not fit them."""
+    """Yield an error if [network] has networks in two keys, or if ``ip`` is for other networks."""
     several, ip = network.get("networks"), network.get("ip")
     if "network" in network and "networks" in network:
         reason, right = "conflicts with network.network", "set only one of the two"
