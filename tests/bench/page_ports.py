@@ -44,7 +44,7 @@ def ports(found: Found, drawn: set[str]) -> list[str]:
             )
     lines += [
         prose(
-            "The other programs cannot publish a port of a running container. The figures of podman and docker include"
+            "netavark, CNI, podman and docker cannot publish a port of a running container. The figures of podman and docker include"
             " the start or removal of the container. podman merges consecutive ports into one range."
         ),
         "",
