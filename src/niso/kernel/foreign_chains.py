@@ -89,8 +89,8 @@ class Lookup(NamedTuple):
 
 
 class IptablesMatch(NamedTuple):
-    """An iptables match in a rule: "conntrack", "physdev", "tcp", "udp" or "multiport". A field
-    that is None is not tested.
+    """An iptables match in a rule: "conntrack", "state", "physdev", "tcp", "udp" or "multiport". A
+    field that is None is not tested.
     """
 
     states: int | None = None  # the states that match, as bits XT_CONNTRACK_STATE_BIT

@@ -85,9 +85,9 @@ _ifr_data = struct.Struct("@16sP16x")
 
 
 class Rtnl(netlink.Netlink):
-    """An rtnetlink socket in the network namespace that opened it. A context manager. Methods raise
-    KernelError with the object's name and the kernel's error message. It is not an error to delete
-    an object that does not exist.
+    """A context manager for an rtnetlink socket in the network namespace that opened it. Methods
+    raise KernelError with the object's name and the kernel's error message. It is not an error to
+    delete an object that does not exist.
     """
 
     def __init__(self) -> None:

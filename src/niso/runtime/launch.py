@@ -180,8 +180,9 @@ def init() -> str:
 def write_bundle(spec: ProcessSpec, bundle: str, under: root.Skeleton | None) -> None:
     """Write the OCI bundle: config.json, and the folders from which the root is mounted.
 
-    ``spec`` is the service's process, with the paths that `sources.open_all` has opened.
-    ``under`` is the skeleton (the root's lower layer). It is None for a service with a rootfs.
+    Also create missing named volumes. ``spec`` is the service's process, with the paths that
+    `sources.open_all` has opened. ``under`` is the skeleton (the root's lower layer). It is None
+    for a service with a rootfs.
     """
     if not spec.netns:
         spec = spec._replace(hostname=os.uname().nodename, resolv_conf=root.of_host("resolv.conf"))
