@@ -15,6 +15,8 @@ import pytest
 from conftest import Lab
 from services import answer, ask, echo, idle, on, send
 
+from niso.kernel import policy_rules
+
 PATH = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 KEEP = """
@@ -62,6 +64,8 @@ def flows(lab: Lab, *words: str) -> list[list[str]]:
 
 
 def test_who_connected_to_whom_and_what_decides(world: Lab) -> None:
+    sets = {thing["set"]["name"]: thing["set"] for thing in world.nft_json() if "set" in thing}
+    assert all(sets[f"{name}4"]["size"] == size for name, size in policy_rules.SIZES.items())
     answer(world, "10.99.1.2", 80, "niso-web")
     ask(world, "fd00:99:1::2", 80, "niso-web")  # db listens on IPv4 alone
     answer(world, "192.0.2.1", 8080, "client")

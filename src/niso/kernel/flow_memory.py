@@ -245,7 +245,6 @@ if TYPE_CHECKING:
     Key = tuple[str, str, str, int]  # the first fields of `Recorded`
 
 _PORTED = "{ tcp, udp, sctp }"
-_SIZE = 65_535
 _KEPT_S = 10  # how long after its last packet a flow stays in a set
 _WORDS = {4: "ip", 6: "ip6"}
 _THERE, _BACK, _EITHER = "there", "back", "either"
@@ -315,7 +314,7 @@ def tables(name: str) -> str:
     """
 
     def sets(way: str, ports: str) -> str:
-        limits = f"size {_SIZE}; flags dynamic, timeout; timeout {_KEPT_S}s; counter;"
+        limits = f"flags dynamic, timeout; timeout {_KEPT_S}s; counter;"
         return "\n".join(
             f"\tset {way}{number} {{ type ipv{number}_addr . ipv{number}_addr . inet_proto ."
             f" {ports}; {limits} }}"

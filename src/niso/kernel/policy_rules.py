@@ -74,15 +74,23 @@ The chain `AUDITED` records a packet that a policy does not drop because of its 
 returns.
 """
 
+DEFAULT_SIZE = 65_535
+"""The size that the kernel gives to a set of its own, if a rule adds elements to the set.
+
+A set whose size is declared gets memory for all its elements at once: 1 MB and a millisecond for
+each set of this size. Such sets are therefore declared without a size (net/netfilter/nft_dynset.c,
+nft_set_hash.c).
+"""
+
 SIZES = {
-    SEEN: 65_535,
+    SEEN: DEFAULT_SIZE,
     ENTERED: 16_383,
     REFUSED: 16_383,
     REFUSED_OUTSIDE: 8_191,
     DIRECT: 8_191,
     AUDITED: 16_383,
     AUDITED_OUTSIDE: 8_191,
-    SWITCHED: 65_535,
+    SWITCHED: DEFAULT_SIZE,
 }
 SHARES = {
     SEEN: (2_048, 12),
@@ -128,8 +136,8 @@ def _sets(bridge: bool) -> str:
             f" flags dynamic, timeout; timeout {PROBES_KEPT_S}s; }}"
         )
         lines += [
-            f"\tset {name}{family} {{ type {kind} . {kind} . inet_proto . inet_service; size {size};"
-            f" flags dynamic, timeout; timeout {KEPT_S // 86_400}d; counter; }}"
+            f"\tset {name}{family} {{ type {kind} . {kind} . inet_proto . inet_service;"
+            f"{'' if size == DEFAULT_SIZE else f' size {size};'} flags dynamic, timeout; timeout {KEPT_S // 86_400}d; counter; }}"
             for name, size in SIZES.items()
             if (name == SWITCHED) == bridge
         ]
@@ -394,8 +402,7 @@ POLICY_SETS = "\n".join(
         *_maps("in", "ipv{}_addr", " counter; last;"),
         *_maps("out", "ipv{}_addr", " counter; last;"),
         *(
-            f"\tset log_{way}{n} {{ type ipv{n}_addr; size 65535; flags dynamic, timeout;"
-            " timeout 1m; }"
+            f"\tset log_{way}{n} {{ type ipv{n}_addr; flags dynamic, timeout; timeout 1m; }}"
             for way in ("in", "out")
             for n in (4, 6)
         ),

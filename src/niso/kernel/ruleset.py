@@ -203,7 +203,7 @@ table bridge niso {{
 	set {TO_ALL} {{ type ifname; {limit_text(limit(TO_ALL, 100))}; }}
 {policy_rules.HEAR_SETS}
 {policy_rules.BRIDGE_SETS}
-	set {DROPPED_FROM} {{ type ifname; size 65535; flags dynamic; counter; }}
+	set {DROPPED_FROM} {{ type ifname; flags dynamic; counter; }}
 
 	chain prerouting {{
 		type filter hook prerouting priority -300; policy accept;
@@ -572,8 +572,8 @@ table inet niso {{
 	set {PROGRAMS} {{ type inet_proto . inet_service; size 1024; flags dynamic, timeout; timeout 1d; }}
 	set flows4 {{ type ipv4_addr; {limit_text(limit(FLOWS, 1000))}; }}
 	set flows6 {{ type ipv6_addr; {limit_text(limit(FLOWS, 1000))}; }}
-	set next_hops4 {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout {NEXT_HOP_S}s; }}
-	set next_hops6 {{ type ipv6_addr; size 65535; flags dynamic, timeout; timeout {NEXT_HOP_S}s; }}
+	set next_hops4 {{ type ipv4_addr; flags dynamic, timeout; timeout {NEXT_HOP_S}s; }}
+	set next_hops6 {{ type ipv6_addr; flags dynamic, timeout; timeout {NEXT_HOP_S}s; }}
 	set askers4 {{ type ipv4_addr; {limit_text(limit(ASKERS, 20))}; }}
 	set askers6 {{ type ipv6_addr; {limit_text(limit(ASKERS, 20))}; }}
 	map hairpin4 {{ type ipv4_addr . ipv4_addr : ipv4_addr; }}
