@@ -7,7 +7,7 @@ etcd. In tests, `fakes.engine` carries them out in memory. The same tests run on
 Each line shows a key and the fields of its value, a JSON object. A writer keeps unknown fields.
 
     cluster                  {id, port, proto}
-    nets                     {NETWORK: {vni, subnets}}, of all networks, against overlaps
+    nets                     {NETWORK: {vni, subnets}} of all networks, so that none overlap
     net/NETWORK/spec         {vni, mtu, subnets: [{cidr, gateway}], internal, base}
     net/NETWORK/a/ADDRESS    {service, host, gen, names, up}
     net/NETWORK/n/NAME       {service}

@@ -1,8 +1,8 @@
 """Publish this host's services to etcd, and restore etcd's data after a loss.
 
 This module creates, changes or deletes the claims of services, so that they match the services'
-rows in the store. It never changes a row to match a claim. If a command was interrupted before it
-published a change, the next call therefore publishes this change.
+rows in the store. A service's row is never changed to match a claim. If a command was interrupted
+before it published a change, the next call therefore publishes this change.
 
 A restore writes the key ``cluster`` last, and writes the other keys only while ``cluster`` is
 absent. While ``cluster`` is absent, no host changes anything in etcd. Existing keys are left

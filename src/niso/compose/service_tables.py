@@ -539,9 +539,7 @@ class ComposeService:
 
     # --- instances: scale, deploy.replicas, deploy.update_config ------------------------------
     def _instances(self) -> None:
-        """Set the number of instances, and how a deploy replaces them, unless the service cannot
-        have several.
-        """
+        """Set the number of instances, and how a deploy replaces them, if the service allows it."""
         deploy = _mapping(self._keys.get("deploy"))
         update = _mapping(deploy.get("update_config"))
         key, number = self._replicas(deploy)
@@ -702,9 +700,7 @@ CRON = "swarm.cronjob.schedule"
 
 
 def cron_times(keys: Mapping[str, Any]) -> str:
-    """Return the schedule (crontab(5)) in a service's label for swarm-cronjob, or "" without the
-    label.
-    """
+    """Return the schedule (crontab(5)) in a service's label for swarm-cronjob, or ""."""
     labels = {**pairs(keys.get("labels")), **pairs(_mapping(keys.get("deploy")).get("labels"))}
     return labels.get(CRON) or ""
 

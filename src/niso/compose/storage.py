@@ -130,9 +130,7 @@ class Storage:
 
 
 def anonymous(keys: Mapping[str, Any]) -> set[str]:
-    """Return the mount points of a service's anonymous volumes, which have no name and no host
-    path.
-    """
+    """Return the mount points of a service's anonymous volumes (no name, no host path)."""
     mounts = _mounts(keys, [])
     return {mount.target for mount in mounts if mount.kind == "volume" and not mount.source}
 
@@ -212,9 +210,7 @@ _BYTES = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 
 
 def words(value: object) -> list[str] | None:
-    """Return the words of a command. A string is split as by a shell. Returns None if it is
-    invalid.
-    """
+    """Return the words of a command, or None if it is invalid. Splits a string as a shell does."""
     if isinstance(value, str):
         try:
             return shlex.split(value)

@@ -447,8 +447,8 @@ def recorded(database: str, container: str) -> dict[str, Any] | None:
 def _image_labels(database: str, record: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the labels of a container's image in Podman's storage, or None if it has none there.
 
-    The storage is next to the database. The file's name is ``=`` and the key in base64
-    (containers/storage, images.go, big data).
+    The storage is next to the database. A file ``=KEY``, with its key in base64, has the image's
+    configuration (containers/storage, images.go, big data).
     """
     import base64
     import glob
