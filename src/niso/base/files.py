@@ -29,8 +29,8 @@ _BLOCK = 65536
 
 
 def is_elsewhere(before: str, now: str) -> bool:
-    """Return whether the path ``before`` exists and is another file than ``now``, as it is when a
-    file was copied, not moved. Symbolic links are followed.
+    """Return whether ``before`` still exists and is another file than ``now``: if so, the file was
+    copied, not moved. Symbolic links are followed.
     """
     return os.path.exists(before) and os.path.realpath(before) != os.path.realpath(now)
 

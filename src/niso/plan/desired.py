@@ -68,8 +68,8 @@ def desired(snapshot: Snapshot) -> State:
 
 
 def _shared(snapshot: Snapshot) -> Iterator[KernelObject]:
-    """Yield the objects that no single service or network needs alone: nftables tables, elements of
-    policies, host sysctls and the WireGuard interface.
+    """Yield the objects that several services or networks share: nftables tables, host sysctls and
+    the WireGuard interface. Also yield the elements of policies.
     """
     if snapshot.any_network:
         yield Ruleset(ruleset.DIGEST)

@@ -56,10 +56,10 @@ _SHORT = {"force_forwarding": "force"}  # an interface name has at most 15 chara
 
 
 def before(sysctl: str, value: str) -> list[Element]:
-    """Return the nftables element that records a host sysctl's value from before niso changed it,
-    as a list. `niso reset` restores this value if there is no store.
+    """Return a list with the nftables element that records a host sysctl's value from before niso
+    changed it. `niso reset` restores this value if there is no store.
 
-    The list is empty if an element cannot hold the sysctl, for example because nft cannot express
+    The list is empty if no element can contain the sysctl, for example because nft cannot express
     the name of its network interface.
     """
     match sysctl.split("/"):

@@ -201,7 +201,7 @@ class ServiceSpec(NamedTuple):
 
 
 class Identity(NamedTuple):
-    """The fields of stat(2) that identify a file of the host, read at a service's activation."""
+    """Numbers that identify a file of the host, as read at a service's activation (stat(2))."""
 
     device: int
     inode: int  # the inode number of a folder; 0 for any other file
