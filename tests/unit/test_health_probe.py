@@ -10,11 +10,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 
 from niso.base import paths
 from niso.base.report import Event, WaitingForHealth
+from niso.change import health_agent
 from niso.plan.records import Healthcheck
 from niso.runtime import health
 from niso.runtime.health import Probed
@@ -216,6 +218,7 @@ def test_server_that_accepts_no_more_is_given_up() -> None:
         (None, "starting"),
         (Probed(RUN, 1001.0, 1001.0, 0, ""), "healthy"),
         (Probed(RUN, 1005.0, 0.0, 9, "no"), "starting"),  # all in the start period
+        (Probed(RUN, 500.0, 0.0, 3, "no"), "unhealthy"),  # the clock was set back
         (Probed(RUN, 1012.0, 0.0, 2, "no"), "starting"),
         (Probed(RUN, 1012.0, 0.0, 3, "no"), "unhealthy"),
         (Probed(RUN, 2000.0, 0.0, 1, "no"), "unhealthy"),  # nobody has asked for long
@@ -227,6 +230,25 @@ def test_server_that_accepts_no_more_is_given_up() -> None:
 )
 def test_state_follows_from_the_answers(found: Probed | None, state: str) -> None:
     assert health.judge(CHECK, RUN[1], found).state == state
+
+
+@pytest.mark.parametrize("jump_s", [-86400, 86400])
+def test_start_period_is_as_long_whatever_the_clock_does(
+    monkeypatch: pytest.MonkeyPatch, jump_s: float
+) -> None:
+    now, wall = time.monotonic(), time.time()
+    state = SimpleNamespace(state="running", pid=os.getpid(), started_at=wall - 4.0)
+    monkeypatch.setattr(health_agent.status, "read", lambda service: state)
+    monkeypatch.setattr(
+        health_agent.crun, "open_in_service", lambda service, pid: os.pidfd_open(pid)
+    )
+    one = health_agent._Watched("api", "web", CHECK)
+    health_agent._look(one, now)
+    one.close()
+    monkeypatch.setattr(health_agent.time, "time", lambda: wall + jump_s)
+    for later_s, counts in ((0.0, False), (20.0, True)):
+        monkeypatch.setattr(health_agent.time, "monotonic", lambda later=later_s: now + later)
+        assert health_agent._counts(one) == counts
 
 
 def test_answers_are_counted_for_one_run_of_the_process() -> None:

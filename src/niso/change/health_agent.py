@@ -58,6 +58,7 @@ class _Watched:
     def __init__(self, service: str, front: str, check: Healthcheck) -> None:
         self.service, self.front, self.check = service, front, check
         self.run = (0, 0.0)
+        self.began = 0.0  # of the run, on the monotonic clock
         self.pidfd = -1
         self.namespace: str | None = None
         self.probe: health.HealthProbe | None = None
@@ -192,6 +193,8 @@ def _look(one: _Watched, now: float) -> None:
         if state.state == "running" and state.pid:
             one.pidfd = crun.open_in_service(one.service, state.pid)
             one.run = (state.pid, state.started_at or 0.0)
+            # a later jump of the clock must neither end nor prolong the start period
+            one.began = now - max(0.0, time.time() - one.run[1])
             one.failures = one.successes = 0
             one.ask_at = now if one.front else now + health.due_in(one.service, one.check, one.run)
     if one.pidfd >= 0 and one.probe is None and now >= one.ask_at:
@@ -242,7 +245,7 @@ def _is_in(session: Session, one: _Watched, state: str) -> bool:
 
 
 def _counts(one: _Watched) -> bool:
-    return time.time() - one.run[1] >= one.check.start_period_s
+    return time.monotonic() - one.began >= one.check.start_period_s
 
 
 def _freeze(machine: Machine, service: str) -> bool:

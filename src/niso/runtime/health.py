@@ -231,7 +231,8 @@ def judge(check: Healthcheck, started_at: float, record: Probed | None) -> Healt
     if not record.failures:
         return Health("healthy", "", record.asked_at)
     well_until = max(record.well_at, started_at + check.start_period_s)
-    if not record.well_at and record.asked_at <= well_until:
+    # a probe before the start: the clock was set back
+    if not record.well_at and started_at <= record.asked_at <= well_until:
         return Health("starting", record.failure, record.asked_at)
     ill_s = record.asked_at - well_until
     if record.failures >= check.retries or ill_s >= check.retries * check.interval_s:
