@@ -34,10 +34,7 @@ _read: dict[Any, dict[str, Kind]] = {}
 
 
 def choice(*texts: str) -> Any:
-    """Return a type annotation that allows only these strings, as ``typing.Literal`` would.
-
-    Importing typing would take 6 ms.
-    """
+    """Return an annotation for these strings, like ``typing.Literal``, which takes 6 ms to load."""
     return GenericAlias(list, texts)
 
 

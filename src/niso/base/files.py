@@ -29,9 +29,7 @@ _BLOCK = 65536
 
 
 def is_elsewhere(before: str, now: str) -> bool:
-    """Return whether ``before`` still exists and is another file than ``now``: if so, the file was
-    copied, not moved. Symbolic links are followed.
-    """
+    """Return whether the file ``before`` exists and is not ``now``: it was copied, not moved."""
     return os.path.exists(before) and os.path.realpath(before) != os.path.realpath(now)
 
 
@@ -114,9 +112,7 @@ def replace(path: str, content: bytes, mode: int, owner: tuple[int, int] | None 
 
 
 def require_plain(path: str) -> None:
-    """Raise OSError if ``path`` exists but is not a regular file. Callers check this before they
-    rename a new file to ``path``, because that would delete a device or FIFO.
-    """
+    """Raise OSError if ``path`` exists and is no regular file: a rename would delete a device."""
     if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
         raise FileExistsError(errno.EEXIST, "it is not a regular file")
 
@@ -415,10 +411,8 @@ def _move(name: str, folder: int, top: int, numbers: count[int]) -> None:
 
 
 def _unprotect(name: str, folder: int | None) -> None:
-    """Clear the immutable and append-only attributes of a regular file or a folder.
-
-    ``folder`` is the descriptor of the folder that contains ``name``. If it is None, ``name`` is a
-    path.
+    """Clear the immutable and append-only attributes of a regular file or a folder. ``name`` is in
+    the folder with the descriptor ``folder``, or is a path if ``folder`` is None.
     """
     if stat.S_IFMT(os.lstat(name, dir_fd=folder).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
         return

@@ -92,10 +92,7 @@ class service_lock:
 
 
 def is_held(service: str) -> bool:
-    """Return whether any process holds the lock of a service, without taking the lock.
-
-    The source is /proc/locks, which lists the device and inode of each lock's file (proc_locks(5)).
-    """
+    """Return whether any process has the lock of a service, by /proc/locks (proc_locks(5))."""
     try:
         info = os.stat(_path(service))
     except FileNotFoundError:
@@ -112,9 +109,7 @@ def is_held(service: str) -> bool:
 
 
 def locked_services() -> set[str]:
-    """Return all services and instances (NAME.NUMBER) that have a lock file, even if they are not
-    in the store.
-    """
+    """Return services and instances that have a lock file, even if the store lacks them."""
     try:
         names = os.listdir(paths.lock_dir())
     except FileNotFoundError:
@@ -128,9 +123,7 @@ def locked_services() -> set[str]:
 
 
 def remove_locks(service: str) -> None:
-    """Remove the lock files of a deleted service and its log. The caller must hold the service's
-    lock.
-    """
+    """Remove the lock files of a deleted service and its log. The caller must have the lock."""
     for name in (f"{service}.log", service):
         try:
             os.unlink(_path(name))

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
         """A progress event: a step that is about to run, or something that has happened."""
 
         def describe(self) -> str:
-            """Return the event as text for users. A step that consists of several commands has one
-            line for each of them.
-            """
+            """Return the event as text for users: one line for each command of a step."""
 
 else:
     Event = object  # a Protocol would import typing

@@ -124,9 +124,7 @@ def _parse_share(key: bytes, fields: dict[int, bytes]) -> tuple[str, int]:
 
 
 def forget(addresses: Collection[str], names: Collection[str] = tuple(_MISSED)) -> None:
-    """Delete the flows from or to ``addresses``, which are addresses and prefixes, from the sets
-    ``names``.
-    """
+    """Delete flows from or to these addresses and prefixes from the sets ``names``."""
     families = {str(family_of(address)) for address in addresses}
     has = conntrack.within(addresses)
     for name, table in (PLACES | _SHARES).items():

@@ -265,9 +265,7 @@ def _base_chain(body: bytes) -> Chain | None:
 
 
 def _nat_chain(body: bytes) -> tuple[int, int, str, str, int] | None:
-    """Parse a chain, and return (hook, family, table, name, number of rules) if it is an IPv4 NAT
-    chain of another program. Otherwise return None.
-    """
+    """Parse an IPv4 NAT chain of another program. Returns None for any other chain."""
     fields = attributes(body, 4)
     if 4 not in fields or not body or FAMILIES.get(body[0]) not in ("inet", "ip"):
         return None

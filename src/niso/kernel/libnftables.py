@@ -139,9 +139,7 @@ class Nft:
         return self.text(f"list table {family_table}", _STATELESS | _TERSE)
 
     def chain(self, family: str, table: str, name: str) -> str:
-        """Return one chain as text, without values of counters. The names must be ones that nft(8)
-        accepts without quotes.
-        """
+        """Return one chain as text, without counter values. The names must need no quotes."""
         return self.text(f"list chain {family} {table} {name}", _STATELESS)
 
     def _dry_run(self, text: str) -> str:

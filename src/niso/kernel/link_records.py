@@ -116,9 +116,7 @@ def parse_cidr(cidr: str) -> tuple[int, bytes, int]:
 
 
 def prefix(cidr: str) -> str:
-    """Return the network prefix of an address with a prefix length: "10.0.0.0/8" for
-    "10.1.2.3/8".
-    """
+    """Return the network prefix of an address with a length: "10.0.0.0/8" for "10.1.2.3/8"."""
     family, address, length = parse_cidr(cidr)
     beyond = 8 * len(address) - length
     number = int.from_bytes(address) >> beyond << beyond

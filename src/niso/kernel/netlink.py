@@ -57,9 +57,7 @@ _attribute = struct.Struct("=HH")  # struct nlattr
 
 
 class Message(NamedTuple):
-    """A request to the kernel to change an object. ``what`` describes the request in error
-    messages.
-    """
+    """A request to the kernel to change an object. Error messages name it by ``what``."""
 
     what: str
     kind: int
@@ -419,9 +417,7 @@ class Netlink:
         return replies
 
     def _drain(self) -> None:
-        """Discard the rest of an abandoned list. `dump` ignores parts of it that arrive later, by
-        their sequence number.
-        """
+        """Discard the rest of an abandoned list. `dump` ignores parts that arrive later."""
         with contextlib.suppress(OSError):
             while self._socket.recv(_BUFFER, socket.MSG_DONTWAIT):
                 pass

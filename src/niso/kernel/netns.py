@@ -365,9 +365,7 @@ def unnamed() -> OtherNetns:
 
 
 class OtherNetns:
-    """A context manager that enters a named namespace, the namespace at a path, or a new
-    namespace.
-    """
+    """A context manager that enters a namespace by its name or path, or a new namespace."""
 
     def __init__(self, name: str | None, path: str | None = None) -> None:
         self._name = name

@@ -728,7 +728,5 @@ class Element(NamedTuple):
 
 
 def ports_of(field: int | tuple[int, int]) -> tuple[int, int]:
-    """Return the ports in a field of an element as (first, last). The field is either a single port
-    or already a range.
-    """
+    """Return the ports in a field of an element, a single port or a range, as (first, last)."""
     return field if isinstance(field, tuple) else (field, field)

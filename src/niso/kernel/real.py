@@ -199,9 +199,7 @@ class Kernel:
     name_netns = staticmethod(netns.attach)
 
     def addresses_in(self, name: str, link: str) -> list[str]:
-        """Return the addresses, with prefix lengths, of a network interface in a namespace. The
-        list is empty if the namespace or the interface does not exist.
-        """
+        """Return the addresses, with prefix lengths, of a link in a namespace, or [] without it."""
         if not netns.exists(name):
             return []
         with inside(name), Rtnl() as rtnl:
@@ -216,9 +214,7 @@ class Kernel:
             return sockets.connections()
 
     def listeners_in(self, name: str, proto: str) -> list[Listener] | None:
-        """Return the listeners in a namespace (`sockets.listeners`), or None if the namespace does
-        not exist.
-        """
+        """Return `sockets.listeners` of a namespace, or None if the namespace does not exist."""
         if not netns.exists(name):
             return None
         with inside(name):
@@ -231,9 +227,7 @@ class Kernel:
             return sockets.destroy()
 
     def measured_in(self, name: str) -> list[Measured]:
-        """Return the TCP connections in a namespace (`sockets.measured`), or [] if the namespace
-        does not exist.
-        """
+        """Return `sockets.measured` of a namespace, or [] if the namespace does not exist."""
         if not netns.exists(name):
             return []
         with inside(name):
@@ -311,9 +305,7 @@ class Kernel:
     socket_holders = staticmethod(sockets.holders)
 
     def foreign_nat(self) -> dict[str, int]:
-        """Return the IPv4 SNAT chains of other programs, as {"FAMILY TABLE CHAIN": number of rules}
-        (`ForeignChains.nat4`).
-        """
+        """Return the IPv4 SNAT chains of other programs (`ForeignChains.nat4`)."""
         with self.foreign_chains() as source:
             return source.nat4()
 

@@ -576,9 +576,7 @@ def add(rtnl: Rtnl, rule: str, family: int) -> None:
 
 
 def delete(rtnl: Rtnl, name: str, family: int, drift: str = "") -> None:
-    """Delete niso's routing rules with this name and drift. See `of_niso` for the drift; it is ""
-    for rules that are as desired.
-    """
+    """Delete niso's routing rules with this name and drift (`of_niso`)."""
     what = f"delete the routing rule '{selector(name)}'"
     for *rule, body in of_niso(rtnl, family):
         if rule == [name, drift]:

@@ -430,8 +430,7 @@ class LabCgroup(NamedTuple):
 
 
 def mounts() -> list[LabCgroup]:
-    """Return each mounted cgroup hierarchy (cgroups(7)), with the folder in which a lab creates
-    its cgroup.
+    """Return each mounted cgroup hierarchy, with the folder in which a lab creates its cgroup.
 
     In v1, this is the cgroup of this process, if it is visible below the mount point. Otherwise it
     is the mount point.

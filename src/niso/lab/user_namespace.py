@@ -95,9 +95,8 @@ def enter() -> None:
 
 
 def _write_maps(pid: int, maps: dict[str, Map]) -> str:
-    """Write the id maps of the user namespace of ``pid`` (/proc/PID/uid_map and gid_map).
-
-    Return "", or the reason why this failed. Needs CAP_SETUID and CAP_SETGID.
+    """Write the id maps of ``pid`` (/proc/PID/uid_map and gid_map), which needs CAP_SETUID and
+    CAP_SETGID. Return "", or the reason why this failed.
     """
     for kind, lines in maps.items():
         try:
@@ -109,9 +108,7 @@ def _write_maps(pid: int, maps: dict[str, Map]) -> str:
 
 
 def _run_newuidmap(pid: int, maps: dict[str, Map]) -> str:
-    """Write the id maps as `_write_maps` does, by newuidmap(1) and newgidmap(1), which need no
-    capabilities. Return "", or the reason why this failed.
-    """
+    """Write the id maps as `_write_maps` does, but by newuidmap(1), without capabilities."""
     for kind, lines in maps.items():
         numbers = [str(number) for line in lines for number in line]
         command = [f"new{kind}map", str(pid), *numbers]

@@ -524,9 +524,7 @@ _Runs = tuple[tuple[int, int, Decision], ...]
 
 
 class _Table(NamedTuple):
-    """The decisions (accept or deny, manifest entry) of a policy for one peer, by protocol and
-    port.
-    """
+    """The decisions (accept or deny, manifest entry) on one peer, by protocol and port."""
 
     base: Decision  # the decision on protocols that no entry names
     icmp: Decision

@@ -293,9 +293,7 @@ HIDING = ("/", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/var")
 
 
 def taken(path: str) -> str | None:
-    """Return why no volume can be mounted at a path inside a service. Return None if the path is
-    free for a volume.
-    """
+    """Return why no volume can be mounted at a path in a service, or None if a volume can."""
     for own in TAKEN:
         if path == own or path.startswith(f"{own}/"):
             return f"{own} is niso's"

@@ -187,9 +187,7 @@ class ArchiveWriter:
         self._sums.add(member, None)
 
     def add_tree(self, name: str, top: str, but: str = "") -> None:
-        """Add a folder and its content, except the file at the relative path ``but``. Raises
-        OSError.
-        """
+        """Add a folder and its content, except the file at the path ``but``. Raises OSError."""
         self._linked.clear()
         self._add(name, os.lstat(top), -1, top)
         for path, folder, info in volumes.walk(top):
@@ -495,16 +493,12 @@ class _Place:
         self._files = disk.f_favail if disk.f_files else sys.maxsize  # Btrfs has no limit
 
     def take_file(self) -> None:
-        """Count the inode and disk space of a file that is about to be created. Raises Error if the
-        disk does not have them.
-        """
+        """Count a file to be created. Raises Error if the disk has no inode or space for it."""
         self._files -= 1
         self.take(512)
 
     def take(self, size: int) -> None:
-        """Count ``size`` bytes that are about to be written. Raises Error if the disk would then
-        have less than the reserve.
-        """
+        """Count ``size`` bytes to be written. Raises Error if the disk has too little space."""
         self._left -= size
         if self._left < 0 or self._files < 0:
             reason = f"needs more space than {self._top} has"

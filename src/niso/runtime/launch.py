@@ -400,9 +400,7 @@ class _Creator:
         self._ends.clear()
 
     def _end_conmon(self) -> None:
-        """Kill conmon if it has not forked. After the fork, `lifecycle.end_conmon` can kill it by
-        its pid file.
-        """
+        """Kill conmon if it has not forked. Later, `lifecycle.end_conmon` finds its pid file."""
         if self._conmon:
             os.kill(self._conmon, signal.SIGKILL)
             os.waitpid(self._conmon, 0)
@@ -535,9 +533,7 @@ def enter() -> None:
 
 
 def _close() -> None:
-    """Close the mount namespace that all starts copy, so that its mounts no longer keep file
-    systems in use.
-    """
+    """Close the mount namespace that all starts copy, which keeps file systems in use."""
     while _base:
         os.close(_base.pop())
 

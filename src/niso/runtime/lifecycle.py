@@ -170,10 +170,7 @@ def stop(service: str, timeout_s: float | None = None) -> None:
 
 
 def stop_all(services: Iterable[str]) -> dict[str, Error]:
-    """Kill services with SIGKILL, and remove their runtime files.
-
-    A single crun process deletes all containers. Returns the errors by service.
-    """
+    """Kill services with SIGKILL, and remove their runtime files. Return the errors by service."""
     errors: dict[str, Error] = {}
 
     def attempt(names: Iterable[str], do: Callable[[str], bool]) -> list[str]:

@@ -95,9 +95,7 @@ def read(
 def records(
     service: str, last: int | None, follow: bool, since: float | None
 ) -> Iterator[Record | None]:
-    """Yield the records that `read` formats. With ``follow``, None comes after the records that
-    existed at the time of the call.
-    """
+    """Yield the records for `read`. With ``follow``, None comes after the existing records."""
     files = _open_files(f"{paths.log_dir(service)}/{LOG_NAME}")
     try:
         start, offset = (0, 0) if last is None else _tail(files, last)

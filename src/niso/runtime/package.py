@@ -498,9 +498,7 @@ _DIGEST = 64
 
 
 class PackageFiles(NamedTuple):
-    """The package, rootfs and volumes of a service that is being activated. They are read before
-    any lock is taken.
-    """
+    """Package, rootfs and volumes of a service to activate, as read before any lock is taken."""
 
     folder: str  # the package to copy, or the existing copy if the service is activated by its name
     rootfs: str | None

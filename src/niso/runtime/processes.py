@@ -63,9 +63,7 @@ class Processes:
     status = staticmethod(status.read)  # last, because it hides the module
 
     def exit_code(self, service: str) -> int | None:
-        """Return the exit status of the last run. Wait up to 1 s until it is recorded. Returns None
-        if it is not recorded by then.
-        """
+        """Return the exit status of the last run. Wait 1 s for it at most, and then return None."""
         deadline = time.monotonic() + _EXIT_CODE_S
         while True:
             record = crun.read_state(service) or {"run": 0}

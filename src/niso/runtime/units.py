@@ -467,8 +467,7 @@ they start before niso, niso records that forwarding was already on.
 
 
 def refuse_foreign(path: str, text: str | None, mark: str, hint: str = "move it away") -> None:
-    """Raise Conflict if the file of a unit or drop-in exists, but niso did not write it for this
-    state folder.
+    """Raise Conflict if a unit file or drop-in exists that does not belong to this state folder.
 
     ``text`` is the content of the file, or None if there is no file. A file that niso has written
     for this state folder begins with ``mark``.

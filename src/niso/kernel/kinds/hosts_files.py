@@ -53,9 +53,7 @@ HOST = f"host.{DOMAIN}"
 
 
 def line_names(names: tuple[str, ...]) -> str:
-    """Return the names for one line of a hosts file: each with and without the domain niso.local,
-    separated by spaces.
-    """
+    """Return the names for one line of a hosts file, each with and without niso.local."""
     return " ".join(f"{name}.{DOMAIN} {name}" for name in names)
 
 

@@ -184,15 +184,11 @@ class Kind(Generic[T]):
         return self.parents(obj)
 
     def guards(self, obj: T) -> Iterable[Element]:
-        """Return the nftables elements that make niso's rules apply to an object: a bridge, a
-        bridge port or a WireGuard interface.
-        """
+        """Return the nftables elements by which niso's rules apply to a bridge, port or tunnel."""
         return ()
 
     def describe(self, step: Step[T]) -> str:
-        """Return the shell command that has the same effect as a step. If there is none, return a
-        description in words.
-        """
+        """Return a shell command with the same effect as a step, or else a description."""
         return f"{step.action} {type(step.obj).__name__.lower()} {' '.join(step.obj.key())}"
 
     def noun(self, obj: T) -> str:
@@ -223,9 +219,7 @@ class Kind(Generic[T]):
         return have[self.type]
 
     def blocking(self, want: State, have: State) -> frozenset[T]:
-        """Return the existing objects that must be deleted before the desired objects are created,
-        because both cannot exist at once.
-        """
+        """Return the existing objects to delete before desired ones that conflict with them."""
         return frozenset()
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
@@ -290,9 +284,7 @@ class Kind(Generic[T]):
     def is_field_explained(
         self, obj: T, field: str, present: object, known: Collection[str]
     ) -> bool:
-        """Return whether a field has the value ``present`` only because of the problems ``known``,
-        which are described at `differences`.
-        """
+        """Return whether the problems ``known`` explain the value ``present`` (`differences`)."""
         return False
 
     def describe_field(self, field: str, wanted: object, present: object) -> str:
@@ -608,9 +600,7 @@ class Reading:
         self._present: dict[type, set[Any] | frozenset[Any]] = {}
 
     def so_far(self, kind: type[T]) -> Collection[T]:
-        """Return the objects of a kind that were read so far. Kinds are read in `ORDER`, so a kind
-        can use the objects of earlier kinds.
-        """
+        """Return the objects of a kind that were already read. Kinds are read in `ORDER`."""
         return self._present.get(kind, ())
 
     def note_foreign(self, name: str, error: Conflict) -> None:

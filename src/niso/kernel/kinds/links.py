@@ -293,9 +293,7 @@ class _Veths(Kind[Veth], of=Veth):
         )
 
     def to_verify(self, have: State, want: State, candidates: State) -> frozenset[Veth]:
-        """Return the existing veth pairs, except pairs in deleted namespaces: the kernel deletes
-        these later.
-        """
+        """Return the veth pairs except those in deleted namespaces, which disappear later."""
         stays = {space.name for space in want[Netns]} | {name.name for name in want[NetnsName]}
         dying = {veth.name for veth in candidates[Veth] if veth.netns not in stays}
         dying -= {veth.name for veth in want[Veth]}

@@ -93,9 +93,7 @@ class _PermanentNeighbours(Kind[PermanentNeighbour], of=PermanentNeighbour):
                     yield obj._replace(mac=mac)
 
     def is_read_back(self, obj: PermanentNeighbour) -> bool:
-        """Return False for an entry in a service, which is not read back: the kernel's
-        acknowledgement is sufficient.
-        """
+        """Return False for entries in services: the kernel's acknowledgement is sufficient."""
         return not obj.netns
 
     def batch(self, step: Step[PermanentNeighbour], writer: Writer) -> Hashable:

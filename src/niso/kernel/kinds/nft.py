@@ -151,9 +151,7 @@ class _Elements(Kind[Element], of=Element):
     def possible(
         self, want: State, before: State | None, sysctl: Callable[[str], str | None]
     ) -> frozenset[Element]:
-        """Return the desired elements, without elements whose audit period has ended or ends
-        soon.
-        """
+        """Return the desired elements except those whose audit period has ended or ends soon."""
         now = time.time()
         return frozenset(
             e for e in want[Element] if not e.ends or policy_rules.is_wanted(e.value, now)

@@ -147,9 +147,7 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
         return (), made, (), last
 
     def is_read_back(self, obj: Sysctl) -> bool:
-        """Return False for a sysctl in a service, which is not read back because no other program
-        sets sysctls there.
-        """
+        """Return False for sysctls in services: no other program sets sysctls there."""
         return not obj.netns
 
     def causes(self, obj: Sysctl, actual: Sysctl | None) -> tuple[str, ...]:
