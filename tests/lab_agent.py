@@ -76,8 +76,10 @@ LOADED = (
     "look.check",
     "look.drops",
     "look.explain",
+    "look.learn",
     "look.other_firewalls",
     "look.other_hosts",
+    "look.policies",
     "look.prove",
     "look.services",
     "look.stack_members",
@@ -206,6 +208,9 @@ def load() -> None:
     for name in STANDARD:
         importlib.import_module(name)
     sys.modules["niso.kernel.libnftables"]._load()  # the dynamic linker takes 2 ms
+    with contextlib.suppress(Exception):  # refused to users other than root
+        # `net check` compares the kernel's tables with these: 20 ms for each check
+        sys.modules["niso.kernel.kinds.nft"]._expected(sys.modules["niso.kernel.ruleset"].TABLES)
     gc.collect()
     gc.freeze()  # else a collection in a child would copy all of it
 

@@ -93,7 +93,7 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
         processes.append(f"{pid} {words}")
 found["processes"] = sorted(processes)
 files = {}
-for top in ("/run", "/var/lib/niso", "/etc"):
+for top in ("/run", "/var/lib/niso"):
     for folder, folders, names_ in os.walk(top):
         folders[:] = [each for each in folders if each != "netns"]
         for name in [*folders, *names_]:
@@ -123,10 +123,9 @@ _STAYS = (
     "/run/niso/health.",
     "/run/niso/skeletons",
     "/run/niso/crun/.cache",
-    "/etc",
     "/var/lib/niso/contents",
 )
-"""Files that may come with any command: locks (empty), copies of the host's /etc, crun's cache, digests of packages, past
+"""Files that may come with any command: locks (empty), crun's cache, digests of packages, past
 events, and what niso health is asked."""
 
 _FOLDERS = {"/run/niso", "/run/niso/crun", "/run/niso/hosts", "/run/niso/services"}

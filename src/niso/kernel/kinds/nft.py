@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import cache
 
 from niso.base import paths
 from niso.base.errors import Conflict, KernelError
@@ -49,13 +50,10 @@ def differences() -> tuple[tuple[Problem, str], ...] | None:
         present = _objects(kernel)
     if not present:
         return None
-    with netns.unnamed(), Nft() as scratch:
-        scratch.run(ruleset.TABLES)
-        expected = _objects(scratch)
     gone = [table for table in ruleset.CONTAINERS if f"table {table}" not in present]
     expected = {
         name: obj
-        for name, obj in expected.items()
+        for name, obj in _expected(ruleset.TABLES).items()
         if not any(f" {table} " in f"{name} " for table in gone)
     }
     unlike: list[tuple[Problem, str]] = [("missing", n) for n in expected.keys() - present.keys()]
@@ -63,6 +61,16 @@ def differences() -> tuple[tuple[Problem, str], ...] | None:
     both = expected.keys() & present.keys()
     unlike += [("different", name) for name in both if expected[name] != present[name]]
     return (*(("missing", f"table {table}") for table in gone), *sorted(unlike))
+
+
+@cache
+def _expected(text: str) -> dict[str, list[str]]:
+    """Return the objects of tables as the kernel lists them, from their definition in nft(8)
+    syntax. The tables are loaded into a temporary network namespace, once in each process.
+    """
+    with netns.unnamed(), Nft() as scratch:
+        scratch.run(text)
+        return _objects(scratch)
 
 
 def _objects(kernel: Nft) -> dict[str, list[str]]:
