@@ -11,7 +11,12 @@ from kernel_world import ALIAS, MAC, add_pair, ip, sh, throw_away_host
 
 from niso.base.errors import KernelError
 from niso.kernel import neighbour_tables, netns
+from niso.kernel.kinds.addresses import Address, Route
+from niso.kernel.kinds.kind import Step
+from niso.kernel.kinds.neighbours import PermanentNeighbour
 from niso.kernel.link_records import prefix
+from niso.kernel.netlink import Message
+from niso.kernel.real import Kernel
 from niso.kernel.rtnetlink import Rtnl
 
 
@@ -135,6 +140,55 @@ def test_routes_are_added_once_read_and_deleted(
         rtnl.delete_address(link.index, own)
         rtnl.add_address(link.index, own, routed=False)
         assert whole not in {r.destination for r in rtnl.routes(link.index) if not r.gateway}
+
+
+@throw_away_host
+def test_steps_of_a_namespace_are_sent_together_and_the_refused_one_is_named() -> None:
+    """A route that is there already is accepted if it is equal; otherwise it is the error's object."""
+    netns.create("niso-api")
+    with Rtnl() as rtnl:
+        rtnl.add_bridge("niso-b", mtu=1400, alias=ALIAS)
+        add_pair(rtnl)
+    space, gateway = "niso-api", "10.99.1.1"
+    objects = (
+        Address(space, "eth0", "10.99.1.2/24", routed=False),
+        Route(space, f"{gateway}/32", "", "eth0"),
+        Route(space, "10.99.1.0/24", gateway, "eth0"),
+        Route(space, "0.0.0.0/0", gateway, "eth0"),
+        PermanentNeighbour("", "niso-b", "10.99.1.2", MAC),
+        PermanentNeighbour(space, "eth0", gateway, "0a:00:00:00:00:01"),
+    )
+    sent: list[tuple[str, ...]] = []
+    transact = Rtnl.transact
+
+    def noted(self: Rtnl, *messages: Message) -> None:
+        sent.append(tuple(message.what.partition(" ")[0] for message in messages))
+        transact(self, *messages)
+
+    Rtnl.transact = noted  # type: ignore[method-assign]
+    with netns.inside(space), Rtnl() as inner:
+        inner.set_link("eth0", up=True)
+        index = inner.index("eth0")
+        inner.add_route("0.0.0.0/0", gateway, index)  # an equal one
+    sent.clear()
+    Kernel().write([Step("add", each) for each in objects])
+    assert sent[0] == ("add",) * 5 + ("delete", "add")
+    assert {r["dst"] for r in ip(f"-n {space} route")} == {gateway, "10.99.1.0/24", "default"}
+    (near,), (far,) = ip("neigh show dev niso-b"), ip(f"-n {space} neigh show dev eth0")
+    assert near["lladdr"] == MAC and far["state"] == ["PERMANENT"]
+
+    sh(f"ip -n {space} route flush dev eth0")
+    sh(f"ip -n {space} neigh flush nud all dev eth0")
+    sent.clear()
+    Kernel().write([Step("add", each) for each in objects])
+    assert [len(messages) for messages in sent] == [7, 2]  # one call for each namespace
+
+    sh(f"ip -n {space} route del default")
+    sh(f"ip -n {space} route add blackhole default")
+    with pytest.raises(KernelError) as caught:
+        Kernel().write([Step("add", each) for each in objects])
+    assert (caught.value.errno, caught.value.space) == (errno.EEXIST, space)
+    assert caught.value.obj == objects[3]
 
 
 @throw_away_host

@@ -211,8 +211,8 @@ def test_change_that_the_kernel_does_not_keep_is_an_error(kernel: Fake, store: S
 
     def forgetful(*arguments: object, **more: object) -> object:
         refused = take(*arguments, **more)  # type: ignore[arg-type]
-        for name in list(kernel.veths):
-            kernel.lose_veth(name)
+        for name, bridge in list(kernel.bridges.items()):
+            kernel.bridges[name] = bridge._replace(mtu=1400)
         return refused
 
     kernel.write = forgetful  # type: ignore[method-assign, assignment]

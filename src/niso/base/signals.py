@@ -109,6 +109,14 @@ def _note(line: str) -> None:
             log.write(f"{line}\n")
 
 
+def are_counted() -> bool:
+    """Return whether a test counts steps. Otherwise callers of `hit` need not describe a step."""
+    global _spec
+    if _spec is None:
+        _spec = _load()
+    return _spec[0] >= 0
+
+
 def hit(name: str) -> None:
     """Mark the place just before a step: a change outside this process. Tests can make it fail.
 
@@ -116,10 +124,8 @@ def hit(name: str) -> None:
     chosen errno, or makes a later operation fail (`broken`). Otherwise it does nothing. ``name``
     describes the step in the log of failpoints.
     """
-    global _count, _spec, _broken
-    if _spec is None:
-        _spec = _load()
-    if _spec[0] < 0:
+    global _count, _broken
+    if not are_counted() or _spec is None:
         return
     with _lock:
         _count += 1

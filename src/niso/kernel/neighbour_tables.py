@@ -134,20 +134,30 @@ def _entry(rtnl: Rtnl, port_index: int, mac: str) -> tuple[int, int, int]:
     return index, bridge, state
 
 
-def add_fdb_entry(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
-    """Add a static entry to a bridge, which makes the bridge send frames for ``mac`` to this port.
+def new_fdb_entry(port_index: int, mac: str, own: str = "") -> list[Message]:
+    """Return the messages that add a static entry to a bridge, which makes the bridge send frames
+    for ``mac`` to this port. If the bridge has an entry for ``mac``, the kernel returns EEXIST.
 
     For a new port, ``own`` is the MAC of the port itself. The kernel has added an entry for this
-    MAC. This function deletes the entry: no service sends frames to this MAC, and the kernel walks
-    all entries whenever a port is added or removed. Raises KernelError with EADDRINUSE if ``mac``
-    is the bridge's own MAC, because services could then no longer reach the host. For a new port,
-    the same error is raised if ``mac`` is the MAC of any interface of the host.
+    MAC. The second message deletes the entry: no service sends frames to this MAC, and the kernel
+    walks all entries whenever a port is added or removed.
     """
     body = _ndmsg.pack(_AF_BRIDGE, port_index, _NOARP, _MASTERS, 0) + _mac(mac)
     what = f"add the forwarding entry of {mac} for link {port_index}"
-    more = (delete_fdb_entry(port_index, own),) if own else ()
+    new = Message(what, _NEWNEIGH, netlink.CREATE | netlink.EXCL, body)
+    return [new, delete_fdb_entry(port_index, own)] if own else [new]
+
+
+def add_fdb_entry(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
+    """Add the entry of `new_fdb_entry`, or replace an existing entry for ``mac``.
+
+    Raises KernelError with EADDRINUSE if ``mac`` is the bridge's own MAC, because services could
+    then no longer reach the host. For a new port, the same error is raised if ``mac`` is the MAC of
+    any interface of the host.
+    """
+    new, *more = new_fdb_entry(port_index, mac, own)
     try:
-        rtnl.transact(Message(what, _NEWNEIGH, netlink.CREATE | netlink.EXCL, body), *more)
+        rtnl.transact(new, *more)
         return
     except KernelError as error:
         if error.errno != errno.EEXIST:
@@ -155,9 +165,8 @@ def add_fdb_entry(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
     index, bridge, state = _entry(rtnl, port_index, mac)
     if state & _PERMANENT and (own or index == bridge):
         reason = "it is the MAC address of the bridge or of the host's end of a port"
-        raise netlink.refused(what, errno.EADDRINUSE, reason)
-    flags = netlink.CREATE | netlink.REPLACE
-    rtnl.transact(Message(what, _NEWNEIGH, flags, body), *more)
+        raise netlink.refused(new.what, errno.EADDRINUSE, reason)
+    rtnl.transact(new._replace(flags=netlink.CREATE | netlink.REPLACE), *more)
 
 
 def take(bridge_index: int, mac: str) -> Message:

@@ -54,6 +54,7 @@ MALFORMED = (struct.error, LookupError, ValueError, OverflowError)
 
 _header = struct.Struct("=IHHII")  # struct nlmsghdr
 _attribute = struct.Struct("=HH")  # struct nlattr
+_PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")  # by the lowest two bits of the length
 
 
 class Message(NamedTuple):
@@ -123,7 +124,8 @@ def address_family(address: str) -> int:
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
-    return _attribute.pack(4 + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
+    size = len(payload)
+    return _attribute.pack(4 + size, kind) + payload + _PADDING[size & 3]
 
 
 def text(kind: int, value: str) -> bytes:
@@ -394,7 +396,7 @@ class Netlink:
         return (
             _header.pack(16 + len(body), kind, flags | REQUEST, self._sequence, 0)
             + body
-            + b"\0" * (-len(body) % 4)
+            + _PADDING[len(body) & 3]
         )
 
     def receive(self) -> list[Reply]:

@@ -24,7 +24,7 @@ from fcntl import ioctl
 
 from niso.base import paths, signals
 from niso.base.errors import KernelError
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, Any, NamedTuple
 from niso.base.names import is_marked
 from niso.base.native import socket
 from niso.kernel.link_records import IFF_UP, IFLA_IFNAME
@@ -482,10 +482,15 @@ def _mount(source: str, target: str, flags: int) -> None:
     _call("mount", source.encode(), target.encode(), b"none", flags, None, path=target)
 
 
+_libc: Any = None  # ctypes.CDLL: opening it takes longer than a mount
+
+
 def _call(function: str, *arguments: object, path: str) -> None:
+    global _libc
     import ctypes  # `is_hidden` does not need it
 
-    if getattr(ctypes.CDLL(None, use_errno=True), function)(*arguments):
+    _libc = _libc or ctypes.CDLL(None, use_errno=True)
+    if getattr(_libc, function)(*arguments):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
 
 

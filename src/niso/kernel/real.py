@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import niso.kernel.kinds.neighbours
 import niso.kernel.kinds.nft  # noqa: F401  # every kind is registered
@@ -27,7 +27,7 @@ from niso.kernel import (
 )
 from niso.kernel.kinds import hosts_files, kind, tunnels
 from niso.kernel.kinds.addresses import RoutingRule
-from niso.kernel.kinds.kind import AnyStep, Foreign, State, Step
+from niso.kernel.kinds.kind import TOGETHER, AnyStep, Foreign, State, Step
 from niso.kernel.kinds.links import delete_links
 from niso.kernel.kinds.namespaces import Netns, NetnsName
 from niso.kernel.kinds.sysctls import Sysctl, _link
@@ -39,9 +39,10 @@ from niso.kernel.sockets import Connection, Listener, Measured
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
-    from typing import Self
+    from typing import Any, Self
 
     from niso.kernel.foreign_chains import ForeignChains
+    from niso.kernel.netlink import Message
 
 
 # --- the host's kernel ----------------------------------------------------------------------------
@@ -371,12 +372,17 @@ class Writer:
                 raise
             return rtnl, None
 
-    @staticmethod
-    def existing(index: int | None, link: str) -> int:
-        """Return ``index``, or raise KernelError if it is None: the interface is missing."""
-        if index is None:
-            raise KernelError(f"link {link!r} does not exist", "niso net repair", errno.ENODEV)
-        return index
+    def send(self, steps: Sequence[Step[Any]]) -> None:
+        """Execute steps in one namespace by their messages (`Kind.messages`)."""
+        indexes: dict[str, int | None] = {}
+        messages: list[Message] = []
+        netns = steps[0].kind.space(steps[0].obj)
+        for step in steps:
+            link = step.obj.link
+            if link not in indexes:
+                indexes[link] = self.link(netns, link)[1]
+            messages += step.kind.messages(step, indexes[link])
+        self.rtnl(netns).transact_each(messages)
 
     def run(self) -> None:
         for batch in self._batches():
@@ -401,8 +407,18 @@ class Writer:
     def _batches(self) -> list[list[AnyStep]]:
         batches: list[list[AnyStep]] = []
         last: Hashable = None
+        together: dict[str, list[AnyStep]] = {}  # by namespace
         for step in self.steps:
             common = step.kind.batch(step, self) if isinstance(step, Step) else None
+            if isinstance(step, Step) and common is TOGETHER:
+                space = step.kind.space(step.obj)
+                if space not in together:
+                    together[space] = []
+                    batches.append(together[space])
+                together[space].append(step)
+                last = None
+                continue
+            together = {}  # later steps may need this one
             key = None if common is None else (step.kind, common)
             if key is None or key != last:
                 batches.append([])
@@ -411,18 +427,22 @@ class Writer:
         return batches
 
     def _do(self, batch: list[AnyStep]) -> None:
-        description = ""
+        step = batch[0]
         try:
             try:
-                for step in batch:
-                    description = step.describe()
-                    signals.hit(description)
+                if signals.are_counted():
+                    for step in batch:
+                        signals.hit(step.describe())
                 batch[0].kind.write(self, batch)
             except OSError as error:
                 raise KernelError(
-                    f"{description.splitlines()[0]}: {error.strerror}", errno=error.errno or 0
+                    f"{step.describe().splitlines()[0]}: {error.strerror}", errno=error.errno or 0
                 ) from error
         except KernelError as error:
+            if error.errno == errno.EEXIST and len(batch) > 1:
+                for step in batch:  # to find the object, and accept an object that is equal
+                    self._do([step])
+                return
             first = batch[0]
             if isinstance(first, Step):
                 error.space = first.kind.space(first.obj)

@@ -17,7 +17,7 @@ import os
 import struct
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fcntl import ioctl
 
 from niso.base.errors import KernelError
@@ -61,6 +61,7 @@ _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 
 IFLA_NET_NS_FD, _IFLA_AF_SPEC, _IFLA_EXT_MASK = 28, 26, 29
+_IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES = 31, 32
 _MOST_ROUTES = 64  # to the same destination, which differ in metric
 _BR_FORWARD_DELAY, _BR_STP_STATE, _BR_MCAST_SNOOPING = 1, 5, 23
 _VETH_INFO_PEER = 1
@@ -184,7 +185,7 @@ class Rtnl(netlink.Netlink):
             raise_up(name, index),
         )
 
-    def add_veth(
+    def add_veth(  # noqa: PLR0913  # settings, by keyword
         self,
         name: str,
         *,
@@ -195,20 +196,26 @@ class Rtnl(netlink.Netlink):
         bridge: str,
         port: bytes,
         alias: str,
+        entries: Callable[[int, str], Sequence[Message]] = lambda *_: (),
     ) -> tuple[int, str]:
         """Create a veth pair, and return (index, MAC) of the end in this socket's namespace. This
         end is called ``name``. It is up and a port of ``bridge``, with the settings ``port``
         (`link_records.new_port`). The other end, ``peer``, is down. The interface is set up last,
         because the kernel walks all IPv6 routes for each change of an interface that is up.
+        ``entries`` returns the messages to send before that, for the index and MAC of the port.
         """
         master = self.index(bridge)
         index = self.free_index()
         own = _random_mac()  # udev replaces a MAC that the kernel has chosen
+        # By default, the kernel creates a queue for each processor and removes all but one of them
+        # again, for which it waits for RCU (veth_init_queues, drivers/net/veth.c).
+        queues = u32(_IFLA_NUM_TX_QUEUES, 1) + u32(_IFLA_NUM_RX_QUEUES, 1)
         far = (
             ifinfo()
             + text(IFLA_IFNAME, peer)
             + attribute(IFLA_ADDRESS, packed_mac(peer_mac))
             + u32(IFLA_MTU, mtu)
+            + queues
             + u32(IFLA_NET_NS_FD, peer_netns_fd)
         )
         self.create(
@@ -217,11 +224,13 @@ class Rtnl(netlink.Netlink):
             text(IFLA_IFNAME, name)
             + u32(IFLA_MTU, mtu)
             + u32(IFLA_GROUP, PORT_GROUP)
+            + queues
             + attribute(IFLA_ADDRESS, own)
             + of_kind("veth", attribute(_VETH_INFO_PEER, far)),
             alias_data(alias),
             join(name, index, bridge, master),
             change_link(f"set port '{name}'", ifinfo(index) + port),
+            *entries(index, own.hex(":")),
             raise_up(name, index),
         )
         return index, own.hex(":")
@@ -329,34 +338,10 @@ class Rtnl(netlink.Netlink):
     def add_address(
         self, link_index: int, cidr: str, replace: bool = False, routed: bool = True
     ) -> None:
-        """Add an address with its prefix length to an interface, unless the interface has it.
-
-        With ``replace``, an existing address becomes permanent. If ``routed`` is False, the kernel
-        adds no route to the address's prefix. An IPv4 address then gets a broadcast address, which
-        programs in a service may request (SIOCGIFBRDADDR, netdevice(7)). IPv6 addresses skip
-        duplicate address detection: niso assigns no address twice, and the service would have to
-        wait. The kernel derives the scope of an IPv6 address from the address: fe80::1/64 is
-        link-local.
+        """Add an address with its prefix length to an interface, unless the interface has it
+        (`new_address`). Raises KernelError.
         """
-        family, packed, length = parse_cidr(cidr)
-        flags = _IFA_F_NODAD if family == socket.AF_INET6 else 0
-        body = ifaddrmsg.pack(family, length, flags, _SCOPE_UNIVERSE, link_index)
-        body += attribute(link_records.IFA_LOCAL, packed) + attribute(
-            link_records.IFA_ADDRESS, packed
-        )
-        if not routed:
-            body += u32(link_records.IFA_FLAGS, flags | _IFA_F_NOPREFIXROUTE)
-            if family == socket.AF_INET and length < 31:  # RFC 3021: none on a /31
-                last = int.from_bytes(packed, "big") | (1 << (32 - length)) - 1
-                body += attribute(_IFA_BROADCAST, last.to_bytes(4, "big"))
-        what = f"add address {cidr} to link {link_index}"
-        how = netlink.REPLACE if replace else netlink.EXCL
-        messages = [Message(what, _NEWADDR, netlink.CREATE | how, body, (errno.EEXIST,))]
-        if not routed:
-            # another address of the prefix may already have added the route
-            route = _route(prefix(cidr), "", link_index, KERNEL)
-            messages.append(Message(what, _DELROUTE, 0, route, (errno.ESRCH,)))
-        self.transact(*messages)
+        self.transact(*new_address(link_index, cidr, replace, routed))
 
     def add_connected_route(self, link_index: int, cidr: str) -> None:
         """Add the route to an address's prefix that the kernel normally adds by itself."""
@@ -402,11 +387,8 @@ class Rtnl(netlink.Netlink):
         of its own (flag onlink). An equal route is left unchanged. Another route with the same
         destination and metric is an error.
         """
-        what = f"add route {destination} via {gateway or 'link'} {index}"
-        body = _route(destination, gateway, index, BOOT)
-        body += u32(RTA_PRIORITY, metric) if metric else b""
         try:
-            self.transact(Message(what, _NEWROUTE, netlink.CREATE | netlink.EXCL, body))
+            self.transact(new_route(destination, gateway, index, metric))
         except KernelError as error:
             wanted = (link_records.canonical(destination), gateway, index)
             exists = error.errno == errno.EEXIST
@@ -496,6 +478,46 @@ def no_link_local(what: str, index: int) -> Message:
     mode = attribute(_INET6_ADDR_GEN_MODE, bytes([_ADDR_GEN_MODE_NONE]))
     body = ifinfo(index) + nested(_IFLA_AF_SPEC, nested(socket.AF_INET6, mode))
     return change_link(what, body, (errno.EAFNOSUPPORT,))
+
+
+def new_address(
+    link_index: int, cidr: str, replace: bool = False, routed: bool = True
+) -> list[Message]:
+    """Return the messages that add an address with its prefix length to an interface, unless the
+    interface has it.
+
+    With ``replace``, an existing address becomes permanent. If ``routed`` is False, the kernel
+    adds no route to the address's prefix. An IPv4 address then gets a broadcast address, which
+    programs in a service may request (SIOCGIFBRDADDR, netdevice(7)). IPv6 addresses skip
+    duplicate address detection: niso assigns no address twice, and the service would have to
+    wait. The kernel derives the scope of an IPv6 address from the address: fe80::1/64 is
+    link-local.
+    """
+    family, packed, length = parse_cidr(cidr)
+    flags = _IFA_F_NODAD if family == socket.AF_INET6 else 0
+    body = ifaddrmsg.pack(family, length, flags, _SCOPE_UNIVERSE, link_index)
+    body += attribute(link_records.IFA_LOCAL, packed) + attribute(link_records.IFA_ADDRESS, packed)
+    if not routed:
+        body += u32(link_records.IFA_FLAGS, flags | _IFA_F_NOPREFIXROUTE)
+        if family == socket.AF_INET and length < 31:  # RFC 3021: none on a /31
+            last = int.from_bytes(packed, "big") | (1 << (32 - length)) - 1
+            body += attribute(_IFA_BROADCAST, last.to_bytes(4, "big"))
+    what = f"add address {cidr} to link {link_index}"
+    how = netlink.REPLACE if replace else netlink.EXCL
+    messages = [Message(what, _NEWADDR, netlink.CREATE | how, body, (errno.EEXIST,))]
+    if not routed:
+        # another address of the prefix may already have added the route
+        route = _route(prefix(cidr), "", link_index, KERNEL)
+        messages.append(Message(what, _DELROUTE, 0, route, (errno.ESRCH,)))
+    return messages
+
+
+def new_route(destination: str, gateway: str, index: int, metric: int = 0) -> Message:
+    """Return the message that adds a route as `Rtnl.add_route` does. An equal route is an error."""
+    what = f"add route {destination} via {gateway or 'link'} {index}"
+    body = _route(destination, gateway, index, BOOT)
+    body += u32(RTA_PRIORITY, metric) if metric else b""
+    return Message(what, _NEWROUTE, netlink.CREATE | netlink.EXCL, body)
 
 
 def _route(destination: str, gateway: str, index: int, protocol: int) -> bytes:

@@ -338,7 +338,7 @@ def _carried_out(
     for step in steps:
         report(step)
     touched = _touched(steps, planned.candidates)
-    want = _of(planned.want, touched)
+    left: list[AnyStep] = []
     with kernel:
         if teardown:
             errors = kernel.write_best_effort(steps, detached)
@@ -356,15 +356,17 @@ def _carried_out(
                 # has changed
                 again = plan(kernel, store, planned.scope, planned.before, closed=planned.closed)
                 return _carried_out(kernel, store, again, report, False, None)
-        touched = touched.replace(Ruleset, want[Ruleset])
-        taken = any(step.kind.is_transactional for step in steps)
-        # In a foreign namespace, only requested addresses are read. An object that has moved, such
-        # as an interface that a container renamed, is read at its desired location, not also at its
-        # old one.
-        have = kernel.read(
-            touched.without(want) | want, alias(store.state_id()), skip_transactional=taken
-        )
-    left = _left(want, touched, have)
+        if touched:
+            want = _of(planned.want, touched)
+            touched = touched.replace(Ruleset, want[Ruleset])
+            taken = any(step.kind.is_transactional for step in steps)
+            # In a foreign namespace, only requested addresses are read. An object that has moved,
+            # such as an interface that a container renamed, is read at its desired location, not
+            # also at its old one.
+            have = kernel.read(
+                touched.without(want) | want, alias(store.state_id()), skip_transactional=taken
+            )
+            left = _left(want, touched, have)
     if left:
         hint = "another program may be changing niso's objects: niso net check"
         lost = _not_kept("the kernel did not keep a change", hint, left[0])

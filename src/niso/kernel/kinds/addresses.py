@@ -8,16 +8,26 @@ rules set are exempt from the routing rule, because the nftables rules have alre
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.kernel import rtnetlink
-from niso.kernel.kinds.kind import Kind, Reading, Space, Step, in_netns, inside
+from niso.kernel.kinds.kind import (
+    TOGETHER,
+    Kind,
+    Reading,
+    Space,
+    Step,
+    existing,
+    in_netns,
+    inside,
+)
 from niso.kernel.link_records import prefix
 from niso.kernel.rtnetlink import KERNEL, NOWHERE, selector
 
 if TYPE_CHECKING:
     from niso.kernel.kinds.neighbours import PermanentNeighbour
+    from niso.kernel.netlink import Message
     from niso.kernel.real import Writer
 
 
@@ -50,6 +60,7 @@ class _Addresses(Kind[Address], of=Address):
     parents_format = ("netns {0.netns}", "link /{0.netns}/{0.link}")
     names_links = True
     is_read_by_link = True
+    is_acknowledged = True
 
     def links(self, obj: Address) -> tuple[str, ...]:
         return (obj.link,)
@@ -106,8 +117,18 @@ class _Addresses(Kind[Address], of=Address):
                 routed = by_link is None or _is_routed(address.address, destinations)
                 yield Address(space.name, link.name, address.address, routed, address.lasts)
 
+    def batch(self, step: Step[Address], writer: Writer) -> Hashable:
+        return TOGETHER if step.action == "add" else None
+
+    def messages(self, step: Step[Address], index: int | None) -> Iterable[Message]:
+        link, address, routed = step.obj[1:4]
+        return rtnetlink.new_address(existing(index, link), address, routed=routed)
+
     def write(self, writer: Writer, steps: Sequence[Step[Address]]) -> None:
-        (step,) = steps
+        step = steps[0]
+        if step.action == "add":
+            writer.send(steps)
+            return
         address = step.obj
         rtnl, index = writer.link(address.netns, address.link)
         if step.action == "delete":
@@ -118,10 +139,7 @@ class _Addresses(Kind[Address], of=Address):
                     # it
                     rtnl.delete_connected_route(index, address.address)
             return
-        index = writer.existing(index, address.link)
-        if step.action == "add":
-            rtnl.add_address(index, address.address, routed=address.routed)
-            return
+        index = existing(index, address.link)
         if step.actual is not None and not step.actual.lasting:
             rtnl.add_address(index, address.address, replace=True, routed=address.routed)
         if address.routed:
@@ -160,6 +178,7 @@ class _Routes(Kind[Route], of=Route):
     parents_format = ("netns {0.netns}", "link /{0.netns}/{0.link}")
     names_links = True
     is_read_by_link = True
+    is_acknowledged = True
 
     def links(self, obj: Route) -> tuple[str, ...]:
         return (obj.link,)
@@ -214,7 +233,18 @@ class _Routes(Kind[Route], of=Route):
                 if route.type in names and route.protocol != KERNEL:
                     yield Route(space.name, route.destination, "", "", names[route.type])
 
+    def batch(self, step: Step[Route], writer: Writer) -> Hashable:
+        return TOGETHER if step.action == "add" else None
+
+    def messages(self, step: Step[Route], index: int | None) -> Iterable[Message]:
+        _, destination, gateway, link, _, last = step.obj
+        metric = LAST if last else 0
+        return (rtnetlink.new_route(destination, gateway, existing(index, link), metric),)
+
     def write(self, writer: Writer, steps: Sequence[Step[Route]]) -> None:
+        if len(steps) > 1:
+            writer.send(steps)
+            return
         (step,) = steps
         route = step.obj
         if route.type:  # none of these types is ever desired
@@ -228,7 +258,7 @@ class _Routes(Kind[Route], of=Route):
                 rtnl.delete_route(gone.destination, gone.gateway, index, metric)
         if step.action != "delete":
             rtnl, index = writer.link(route.netns, route.link)
-            index = writer.existing(index, route.link)
+            index = existing(index, route.link)
             rtnl.add_route(route.destination, route.gateway, index, LAST if route.last else 0)
 
 

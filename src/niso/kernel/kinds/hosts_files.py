@@ -318,7 +318,7 @@ class HostsEdit(NamedTuple):
         return BY_TYPE[HostsFile]
 
     def objects(self) -> tuple[Any, ...]:
-        return (HostsFile(self.folder), *self.remove, *self.add)
+        return ()  # the new version is complete before it is renamed
 
     def describe(self) -> str:
         parts = [f"hosts file {self.folder}: {'create' if self.create else 'edit'}"]

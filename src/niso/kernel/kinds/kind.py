@@ -23,10 +23,11 @@ folder, the object is *foreign*, and a Conflict is raised or recorded.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from functools import cached_property
 
-from niso.base.errors import Conflict
+from niso.base.errors import Conflict, KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.kernel import neighbour_tables
 from niso.kernel.link_records import Link, LinkAddress, LinkRoute
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from niso.kernel.kinds.hosts_files import HostsEdit
     from niso.kernel.kinds.nft import NftTransaction
+    from niso.kernel.netlink import Message
     from niso.kernel.netns import Sockets
     from niso.kernel.nft_elements import Atoms, Element
     from niso.kernel.real import Writer
@@ -75,7 +77,7 @@ class Step(NamedTuple, Generic[T]):
 
     def objects(self) -> tuple[T, ...]:
         """Return the objects to read from the kernel after the step, to verify the step."""
-        return (self.obj,) if self.kind.is_read_back(self.obj) else ()
+        return (self.obj,) if self.kind.is_read_back(self) else ()
 
 
 type AnyStep = Step[Any] | HostsEdit | NftTransaction
@@ -107,6 +109,9 @@ class Finding(NamedTuple):
         """Return the problem as one line for the user."""
         return f"{self.problem}: {self.what}{f' ({self.detail})' if self.detail else ''}"
 
+
+TOGETHER = "together"
+"""The key of steps whose messages are sent together (`Kind.batch`)."""
 
 BY_TYPE: dict[type, Kind[Any]] = {}
 """The kinds by the type of their objects."""
@@ -145,6 +150,10 @@ class Kind(Generic[T]):
     """Whether adding an object replaces an existing object with the same key."""
     is_of_host = False
     """Whether objects are only in the host's namespace, and `read` is called only for it."""
+    is_acknowledged = False
+    """Whether niso relies on the kernel's acknowledgement when objects are added and deleted. Then
+    they are not read back.
+    """
     reads_closed_spaces = False
     """Whether `read` is also called for network namespaces that are missing or foreign."""
 
@@ -242,9 +251,9 @@ class Kind(Generic[T]):
                 deleted.append(Step("delete", obj))
         return (), made, deleted, ()
 
-    def is_read_back(self, obj: T) -> bool:
+    def is_read_back(self, step: Step[T]) -> bool:
         """Return whether niso reads the object from the kernel after a step, to verify the step."""
-        return True
+        return step.action == "change" or not self.is_acknowledged
 
     def to_verify(self, have: State, want: State, candidates: State) -> frozenset[T]:
         """Return the existing objects of this kind that must be equal to desired objects after a
@@ -323,9 +332,18 @@ class Kind(Generic[T]):
 
     def batch(self, step: Step[T], writer: Writer) -> Hashable:
         """Return the key of the group that a step belongs to. Consecutive steps with the same key
-        are passed to `write` in one call. A step with the key None is written alone.
+        are passed to `write` in one call. A step with the key None is written alone. `TOGETHER` is
+        the key of steps that `messages` executes. Such steps form one group for each namespace,
+        even if they are of different kinds. `write` passes the group to `Writer.send`.
         """
         return None
+
+    def messages(self, step: Step[T], index: int | None) -> Iterable[Message]:
+        """Return the rtnetlink messages that execute a step. ``index`` is the index of the network
+        interface that the object is on, or None if the interface does not exist. Each message must
+        be harmless if an earlier one fails, since the kernel does not stop at an error.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.messages")
 
     def write(self, writer: Writer, steps: Sequence[Any]) -> None:
         """Execute steps that `batch` has grouped. Raises KernelError and OSError."""
@@ -358,6 +376,13 @@ def fields(obj: KernelObject) -> tuple[str, ...]:
 def inside(netns: str) -> str:
     """Return the beginning of an iproute2 command: ``ip -n NAME``, or ``ip`` for the host."""
     return f"ip -n {netns} " if netns else "ip "
+
+
+def existing(index: int | None, link: str) -> int:
+    """Return the index of an interface. Raises KernelError if it is None: ``link`` is missing."""
+    if index is None:
+        raise KernelError(f"link {link!r} does not exist", "niso net repair", errno.ENODEV)
+    return index
 
 
 def in_netns(netns: str) -> str:

@@ -12,12 +12,13 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Collection, Hashable, Iterable, Sequence
+from functools import partial
 
 from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import BRIDGE_GROUP, PORT_GROUP
 from niso.kernel import link_records, neighbour_tables, proc_sys
-from niso.kernel.kinds.kind import AnyStep, Kind, Reading, Space, State, Step, Steps
+from niso.kernel.kinds.kind import AnyStep, Kind, Reading, Space, State, Step, Steps, existing
 from niso.kernel.kinds.namespaces import Netns, NetnsName
 from niso.kernel.link_records import ARP_OFF, ARP_OFF_INSIDE, GROUPS, NEW_PORT, Link, new_port
 from niso.kernel.neighbour_tables import is_fixed
@@ -233,6 +234,7 @@ class _Veths(Kind[Veth], of=Veth):
     parent_name_format = "link /{0.netns}/{0.peer}"
     # a process could keep the namespace alive, and so the link on the bridge, without guards
     vanishes_with_parent = False
+    is_acknowledged = True
     reads_closed_spaces = True
 
     def links(self, obj: Veth) -> tuple[str, ...]:
@@ -451,20 +453,27 @@ def delete_links(rtnl: Rtnl, names: list[str]) -> None:
 def _add(writer: Writer, veth: Veth) -> None:
     rtnl = writer.rtnl("")
     fd = open_fd(veth.netns)
+    add = partial(
+        rtnl.add_veth,
+        veth.name,
+        peer=veth.peer,
+        peer_netns_fd=fd,
+        peer_mac=veth.mac,
+        mtu=veth.mtu,
+        bridge=veth.bridge,
+        port=new_port(veth.hairpin),
+        alias=veth.alias,
+    )
     try:
-        index, own = rtnl.add_veth(
-            veth.name,
-            peer=veth.peer,
-            peer_netns_fd=fd,
-            peer_mac=veth.mac,
-            mtu=veth.mtu,
-            bridge=veth.bridge,
-            port=new_port(veth.hairpin),
-            alias=veth.alias,
-        )
+        try:
+            add(entries=lambda index, own: neighbour_tables.new_fdb_entry(index, veth.mac, own))
+        except KernelError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            index, own = add()  # the bridge has an entry for the MAC: it is replaced, or an error
+            neighbour_tables.add_fdb_entry(rtnl, index, veth.mac, own)
     finally:
         os.close(fd)
-    neighbour_tables.add_fdb_entry(rtnl, index, veth.mac, own)
     # A port needs no address, and the bridge still forwards IPv6. Otherwise the kernel adds a route
     # to ff00::/8 for each port that has a carrier, in one list for all ports, and walks the list
     # for each change of an interface (fib6_add, fib6_clean_all).
@@ -628,7 +637,7 @@ class _Shapers(Kind[Shaper], of=Shaper):
         ):
             rtnl, index = writer.link(netns, link)
             if rate and step.action != "delete":
-                link_records.set_rate(rtnl, writer.existing(index, link), rate)
+                link_records.set_rate(rtnl, existing(index, link), rate)
             elif index is not None:
                 link_records.clear(rtnl, index)
 

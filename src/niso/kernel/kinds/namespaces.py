@@ -38,6 +38,7 @@ class _Names(Kind[NetnsName], of=NetnsName):
     noun_format = "name {0.name} of the network namespace {0.target}"
     field_texts = (("cookie", "it leads to another namespace"), ("target", "it leads to {}"))
     parent_name_format = "netns {0.name}"
+    is_acknowledged = True
     reads_closed_spaces = True
 
     def space(self, obj: NetnsName) -> str:
@@ -106,6 +107,7 @@ class Netns(NamedTuple):
 class _Namespaces(Kind[Netns], of=Netns):
     noun_format = "network namespace {0.name}"
     parent_name_format = "netns {0.name}"
+    is_acknowledged = True
     reads_closed_spaces = True
 
     def space(self, obj: Netns) -> str:

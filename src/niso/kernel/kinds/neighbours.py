@@ -25,7 +25,7 @@ from collections.abc import Collection, Hashable, Iterable, Sequence
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.kernel import neighbour_tables
 from niso.kernel.kinds.addresses import ipv6_losses
-from niso.kernel.kinds.kind import Kind, Space, Step, in_netns, inside
+from niso.kernel.kinds.kind import TOGETHER, Kind, Space, Step, existing, in_netns, inside
 from niso.kernel.kinds.links import Bridge, Veth
 from niso.kernel.kinds.tunnels import Vxlan
 from niso.kernel.link_records import Link
@@ -48,6 +48,7 @@ class PermanentNeighbour(NamedTuple):
 class _PermanentNeighbours(Kind[PermanentNeighbour], of=PermanentNeighbour):
     parents_format = ("netns {0.netns}", "link /{0.netns}/{0.link}")
     replaces = True
+    is_acknowledged = True
 
     def describe(self, step: Step[PermanentNeighbour]) -> str:
         peer = step.obj
@@ -92,27 +93,21 @@ class _PermanentNeighbours(Kind[PermanentNeighbour], of=PermanentNeighbour):
                 if mac:
                     yield obj._replace(mac=mac)
 
-    def is_read_back(self, obj: PermanentNeighbour) -> bool:
-        """Return False for entries in services: the kernel's acknowledgement is sufficient."""
-        return not obj.netns
-
     def batch(self, step: Step[PermanentNeighbour], writer: Writer) -> Hashable:
-        return (step.action == "delete", step.obj.netns)
+        return TOGETHER
+
+    def messages(self, step: Step[PermanentNeighbour], index: int | None) -> Iterable[Message]:
+        peer = step.obj
+        if step.action == "delete":
+            return () if index is None else (neighbour_tables.forget(index, peer.address),)
+        index = existing(index, peer.link)
+        new = neighbour_tables.resolve(index, peer.address, peer.mac)
+        if step.action == "change":
+            return (new,)
+        return (neighbour_tables.forget(index, peer.address), new)
 
     def write(self, writer: Writer, steps: Sequence[Step[PermanentNeighbour]]) -> None:
-        messages = []
-        netns = steps[0].obj.netns
-        for step in steps:
-            peer = step.obj
-            index = writer.link(netns, peer.link)[1]
-            if step.action != "delete":
-                index = writer.existing(index, peer.link)
-                if step.action == "add":
-                    messages.append(neighbour_tables.forget(index, peer.address))
-                messages.append(neighbour_tables.resolve(index, peer.address, peer.mac))
-            elif index is not None:
-                messages.append(neighbour_tables.forget(index, peer.address))
-        writer.rtnl(netns).transact_each(messages)
+        writer.send(steps)
 
 
 def _links(space: Space) -> list[Link]:
@@ -237,7 +232,7 @@ class _FdbKind(Kind[Fdb], of=Fdb):
             index = writer.link("", entry.link)[1]
             if step.action != "delete":
                 actual = step.actual.host if step.actual else ""
-                index = writer.existing(index, entry.link)
+                index = existing(index, entry.link)
                 messages += neighbour_tables.add_tunnel_entry(index, entry.mac, entry.host, actual)
             elif index is not None:
                 messages += neighbour_tables.delete_tunnel_entry(index, entry.mac)

@@ -229,7 +229,8 @@ class _Elements(Kind[Element], of=Element):
             with Nft() as kernel:
                 kernel.run("\n".join(step.statements))
             return
-        what = f"apply nftables elements ({step.statements[0][:80]})"
+        verb, first = edits[0]
+        what = f"apply nftables elements ({first.statement(verb)[:80]})"
         with Nfnetlink() as netlink:
             netlink.change(what, edits)
 

@@ -146,9 +146,9 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
         ]
         return (), made, (), last
 
-    def is_read_back(self, obj: Sysctl) -> bool:
+    def is_read_back(self, step: Step[Sysctl]) -> bool:
         """Return False for sysctls in services: no other program sets sysctls there."""
-        return not obj.netns
+        return not step.obj.netns
 
     def causes(self, obj: Sysctl, actual: Sysctl | None) -> tuple[str, ...]:
         # it was reset by setting the sysctl of all links
