@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import os
+import select
+import struct
+import time
+from collections.abc import Iterable, Sequence
 
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import family_of, is_marked
+from niso.base.native import socket
 from niso.kernel import proc_sys
 from niso.kernel.link_records import Link
+from niso.kernel.netlink import address_family
 from niso.kernel.rtnetlink import Rtnl
 from niso.kernel.ruleset import ROUTED_KINDS, TUNNEL
 
@@ -220,3 +226,62 @@ def _read(path: str) -> str:
     with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
         return file.read(65536)
     return ""
+
+
+# linux/in.h, linux/in6.h: IP_MTU and IPV6_MTU; addresses for documentation (RFC 5737, RFC 3849)
+_MTU = {
+    4: (socket.AF_INET, socket.IPPROTO_IP, 14, "203.0.113.1"),
+    6: (socket.AF_INET6, socket.IPPROTO_IPV6, 24, "2001:db8:ffff::1"),
+}
+
+
+def mtu_outwards(family: int) -> tuple[int, str] | None:
+    """Return (MTU in bytes of the host's default route, the host's source address for this route).
+    Returns None if the IP version ``family`` has no default route. See IP_MTU in ip(7).
+    """
+    domain, level, option, far = _MTU[family]
+    kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
+    with contextlib.closing(socket.socket(domain, kind)) as asker:
+        try:
+            asker.connect((far, 9))  # a socket for the route lookup; it sends nothing
+            return asker.getsockopt(level, option), str(asker.getsockname()[0])
+        except OSError:
+            return None
+
+
+def mute_name_servers(lists: Iterable[tuple[str, ...]], seconds: float) -> list[tuple[str, ...]]:
+    """Return the lists of name servers in which no server answers within ``seconds``. All name
+    servers are queried at once, for the SOA record of the root (RFC 1035, 4.1). Any answer counts,
+    even a refusal.
+    """
+    token = os.urandom(2)
+    query = token + struct.pack("!5H", 0x0100, 1, 0, 0, 0) + b"\0" + struct.pack("!HH", 6, 1)
+    poll, waiting, mute = select.poll(), {}, list(lists)
+    deadline = time.monotonic() + seconds
+    with contextlib.ExitStack() as stack:
+        for server in {server: None for servers in mute for server in servers}:
+            kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+            asker = socket.socket(address_family(server), kind)
+            stack.callback(asker.close)
+            with contextlib.suppress(OSError):
+                asker.connect((server, 53))
+                asker.send(query)
+                poll.register(asker, select.POLLIN)
+                waiting[asker.fileno()] = asker, server
+        while mute and waiting:
+            events = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            for fd, _ in events:
+                asker, server = waiting[fd]
+                try:
+                    answer = asker.recv(512)
+                except BlockingIOError:
+                    continue
+                except OSError:  # an ICMP error: no program listens there
+                    poll.unregister(fd)
+                    del waiting[fd]
+                    continue
+                if answer[:2] == token and len(answer) > 2 and answer[2] & 0x80:
+                    mute = [servers for servers in mute if server not in servers]
+            if not events or time.monotonic() >= deadline:
+                break
+    return mute

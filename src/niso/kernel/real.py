@@ -282,19 +282,8 @@ class Kernel:
     routed_links = staticmethod(host_facts.routed_links)
     not_forwarding = staticmethod(host_facts.not_forwarding)
 
-    def mtu_outwards(self, family: int) -> tuple[int, str] | None:
-        """Return the MTU and source address of the default route (`probe.mtu_outwards`)."""
-        from niso.kernel import probe  # sends packets, as few commands do
-
-        return probe.mtu_outwards(family)
-
-    def mute_name_servers(
-        self, lists: Iterable[tuple[str, ...]], seconds: float
-    ) -> list[tuple[str, ...]]:
-        """Return the lists in which no server answers (`probe.mute_name_servers`)."""
-        from niso.kernel import probe
-
-        return probe.mute_name_servers(lists, seconds)
+    mtu_outwards = staticmethod(host_facts.mtu_outwards)
+    mute_name_servers = staticmethod(host_facts.mute_name_servers)
 
     def neighbour_tables(self) -> list[Table]:
         """Return how full the kernel's neighbour tables are, for IPv4 and IPv6."""
