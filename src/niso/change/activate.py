@@ -66,9 +66,10 @@ def activate(
 ) -> list[Outcome]:
     """Activate services with their networks and processes. If one service fails, roll back all.
 
-    ``timeout_s`` (seconds) and the dependencies ``after`` are described at `start.run`. For a
-    ``stack``, also create its networks, record its members, and stop services that were removed
-    from its file. Raises InvalidInput, Conflict, KernelError or ProcessError after the roll-back.
+    ``timeout_s`` (seconds) is explained at `start.run`. ``after`` maps services to {dependency:
+    state to reach}. For a ``stack``, also create its networks, record its members, and stop
+    services that were removed from its file. Raises InvalidInput, Conflict, KernelError or
+    ProcessError after the roll-back.
     """
     if dry_run:
         return _planned(machine, targets, stack, report)
@@ -109,7 +110,7 @@ def activate(
 def foreseen(
     machine: Machine, targets: list[Target], stack: StackMembership = NO_STACK
 ) -> tuple[PolicyContext, PolicyContext]:
-    """Return the services and networks that policies refer to, before and after an activation.
+    """Return the data from which policies are evaluated, before and after an activation.
 
     The activation is only simulated: nothing changes.
     """
@@ -130,8 +131,8 @@ def _planned(
 ) -> list[Outcome]:
     """Report the steps of `activate` without carrying them out, and return the planned outcomes.
 
-    ``observe`` is called twice in a transaction that is cancelled afterwards: once with the present
-    rows in the store, and once with the rows that the activation would write.
+    ``observe`` is called twice in a transaction that is then cancelled: first with the present rows
+    in the store, then with the rows that the activation would write.
     """
     store = machine.store
     targets = scope.with_followers(store, targets, stack.leaving)
@@ -150,9 +151,9 @@ def _planned(
 def _locked(
     store: Store, wanted: list[Target], stack: StackMembership
 ) -> tuple[ExitStack, list[Target]]:
-    """Lock the services of an activation. Return the locks, and the services (targets) to activate.
+    """Lock the services of an activation. Return the locks, and the targets to activate.
 
-    The result also has active services that must restart because they share a namespace. These
+    The targets include active services that must restart because they share a namespace. These
     services, and those that were removed from the stack's file, are locked too. Raises NotFound if
     a service was removed, and Conflict if more services keep appearing.
     """
@@ -455,7 +456,9 @@ class _Activation:
         return record_all(self._machine, targets, self._copies, self._leaving, self._stack)
 
     def _swap(self) -> list[Change]:
-        """Record services that have instances. Direct new connections to the new instances."""
+        """Record services with instances. Return their changes. New instances now get new
+        connections.
+        """
         if not self._rollouts:
             return []
 
@@ -534,7 +537,7 @@ def restart(
 ) -> None:
     """Restart the processes of active services. Their networks stay unchanged.
 
-    The dependencies ``after`` are described at `start.run`. ``meanwhile`` is called while none of
+    ``after`` maps services to {dependency: state to reach}. ``meanwhile`` is called while none of
     the processes runs. Raises Conflict, NotFound or ProcessError, and the errors of ``meanwhile``.
     After an error, processes that niso has stopped are started again.
     """
@@ -601,8 +604,8 @@ def _serve(machine: Machine, instances: list[str]) -> None:
 
 
 def _refreshed(store: Store, rows: list[ServiceRow]) -> list[ServiceRow]:
-    """Copy the host's present DNS settings into rows of services, and return the rows. The row of a
-    service in the host's own network namespace stays unchanged.
+    """Record the host's present DNS settings in the rows of services, and return the updated rows.
+    The row of a service in the host's own network namespace stays unchanged.
     """
     now = []
     for row in rows:

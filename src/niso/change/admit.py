@@ -37,7 +37,7 @@ _ALIASES, _IP = "chosen_aliases", "chosen_ip"
 
 
 def _ensure(machine: Machine, network: NetworkRequest | str, holds: str | None = None) -> None:
-    """Record an implicit network unless it exists. See `networks.ensure_implicit`."""
+    """Record a network that is deleted with its last service (see `networks.ensure_implicit`)."""
     from niso.change import networks  # most services are on networks that exist
 
     networks.ensure_implicit(machine, network, holds)
@@ -84,8 +84,8 @@ def record_all(
 ) -> list[Change]:
     """Write the desired rows of all services of a command, and of the command's stack.
 
-    ``copies`` maps services to the paths of their packages. ``leaving`` are the rows of services to
-    be stopped. The errors of all services are collected and raised together.
+    ``copies`` maps services to the paths of their package copies. ``leaving`` are the rows of
+    services to be stopped. The errors of all services are collected and raised together.
     """
     store = machine.store
     if stack.stack:
@@ -137,10 +137,10 @@ def record(
 ) -> Change:
     """Write the desired rows of one service to the store. Call `release` first.
 
-    ``copy`` is the path of the service's package. ``together`` are all services of the command, and
-    ``beside`` only the services that the command activates. ``named`` are all host ports in the
-    manifests of the command. Raises Conflict or InvalidInput, with the manifest and its key, or an
-    ErrorGroup. After an error the caller must roll back.
+    ``copy`` is the path of the service's package copy. ``together`` are all services of the
+    command, ``beside`` only those that it activates. ``links`` is the result of `generations`.
+    ``named`` are all host ports in the manifests of the command. Raises Conflict or InvalidInput,
+    with the manifest and its key, or an ErrorGroup. After an error the caller must roll back.
     """
     errors: list[Error] = []
     try:
@@ -163,8 +163,8 @@ def _record(
     batch: tuple[Generations, tuple[PortMapping, ...]],
     errors: list[Error],
 ) -> Change:
-    """Write the rows of one service, as described at `record`. Appends an error to ``errors`` if
-    the remaining checks can still run, and raises it otherwise.
+    """Write the rows of one service, as described at `record`; ``batch`` is (``links``, ``named``).
+    Appends an error to ``errors`` if the remaining checks can still run, and raises it otherwise.
     """
     store = machine.store
     links, named = batch
@@ -281,7 +281,7 @@ def _set_ports(
     together: frozenset[str],
     named: tuple[PortMapping, ...],
 ) -> None:
-    """Check and record a service's host ports, which niso chooses if the manifest does not."""
+    """Check and record the ports that a service publishes. niso chooses missing host ports."""
     store, name, wanted = machine.store, target.name, target.spec.network.ports
     keys = [published.key for published in wanted]
     if not store.port_families(name):
@@ -319,8 +319,8 @@ def _held_names(
     together: frozenset[str],
     beside: frozenset[str],
 ) -> dict[str, Conflict]:
-    """Return an error for each requested name that another service uses on a common network. If
-    services share this service's namespace, their names are checked too.
+    """Return {name: error} for each requested name that another service has on a common network.
+    The names of services that share the namespace of this service are checked too.
     """
     networks = spec.network.networks if provider is None else store.networks_of(provider)
     sharers = store.held_sharers(spec.name, together)
@@ -395,8 +395,8 @@ def _check_alias(store: Store, spec: ServiceSpec, entry: Entry, beside: list[str
 
 
 def _is_own(store: Store, name: str, entry: Entry, namespace: str) -> bool:
-    """Return whether an annotation of a pod in the Kubernetes namespace ``namespace`` contains a
-    policy entry of the service ``name``. Other entries are from the administrator.
+    """Return whether a policy entry of a service comes from a pod's annotation, and the pod is in
+    the Kubernetes namespace ``namespace``. Other entries come from the administrator.
     """
     same = namespace != "" and _labels(store, name).get("pod_namespace") == namespace
     return same and entry.key.startswith("niso.io/")
@@ -445,7 +445,7 @@ def _check_chosen(store: Store, attached: AttachedRow, former: AttachedRow | Non
 
 
 def _picks(store: Store, peer: Peer, address: str) -> bool:
-    """Return whether a policy's prefixes contain an address, but not the address's whole subnet."""
+    """Return whether a policy's prefixes contain an address, but not all of its subnet."""
     subnets = [
         prefix(subnet.cidr)
         for network in store.networks()
@@ -564,7 +564,7 @@ class NoClaims:
 
 
 def shared(store: Store, wanted: StackMembership) -> Iterator[tuple[str, str]]:
-    """Yield (network, other stack) for each network that a stack newly uses and another stack has.
+    """Yield (network, other stack) for each network that a stack newly uses and another stack uses.
 
     Networks that span hosts are left out.
     """
@@ -575,13 +575,13 @@ def shared(store: Store, wanted: StackMembership) -> Iterator[tuple[str, str]]:
 
 
 def _others(store: Store, stack: str, network: str) -> set[str]:
-    """Return the other stacks with services on a network. Empty if this stack has one there too."""
+    """Return the stacks with services on a network, or an empty set if ``stack`` is one of them."""
     on = {store.stack_of(name) for name, _ in store.members(network)}
     return set() if stack in on else {other for other in on if other is not None}
 
 
 def prepare(machine: Machine, wanted: StackMembership, services: Iterable[str]) -> None:
-    """Record a stack's networks, and end the membership of services removed from the stack's file.
+    """Record a stack's networks, and remove services from the stack that are no longer in its file.
 
     Call this before the stack's services are recorded, in the same transaction. Raises a Conflict
     that names the file and the key.

@@ -222,9 +222,9 @@ def _is_same(
 
 
 def current(store: Store, name: str) -> Request | None:
-    """Return the request that would create a recorded attachment with its present settings.
+    """Return the request that would create an attachment again with its present settings.
 
-    Returns None if no attachment has this name.
+    Returns None if no attachment is named ``name``.
     """
     row, attached = store.service(name), store.attachments.get(name)
     if row is None or attached is None:
@@ -387,7 +387,7 @@ class Request(NamedTuple):
 def target_of(
     store: Store, request: Request, foreign: ForeignNetns | None, before: AttachedRow | None
 ) -> Target:
-    """Return an attachment's request in the form that activations use (Target).
+    """Convert an attachment's request to a target, the form in which services are activated.
 
     ``foreign`` has the properties of the existing namespace, or is None if niso creates one.
     """
@@ -413,7 +413,7 @@ def target_of(
 def _links(
     store: Store, request: Request, foreign: ForeignNetns | None, before: AttachedRow | None
 ) -> list[AttachedLink]:
-    """Choose an interface name for each requested network, and the network of the default route.
+    """Return the interface of an attachment on each requested network, in the order of the request.
 
     Networks that are already attached keep their interface names. The default route uses the first
     network that is not internal, or the first network if all are internal. niso sets no default
@@ -451,7 +451,7 @@ def _links(
 
 
 def _own_mac(store: Store, name: str, entry: AttachmentNetwork) -> str:
-    """Return the MAC address in a request after validation, or "" if niso derives one."""
+    """Check and return the MAC address that a request sets, or "" if niso derives the address."""
     chosen = mac(entry.mac) if entry.mac else ""
     if not chosen or chosen == store.derived_mac(name, entry.network):
         return ""

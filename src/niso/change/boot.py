@@ -157,7 +157,7 @@ def _refuse_alone(store: Store, row: ServiceRow, together: Iterable[str]) -> Non
 
 
 def _write_units(units: Units, store: Store, rows: Iterable[ServiceRow]) -> list[str]:
-    """Write and enable units that are missing or outdated. Return the names of their services."""
+    """Write and enable the missing and outdated units of services. Return these services' names."""
     stale, timers = [], []
     for row in rows:
         file, program = systemd.unit_file(row.name), row.require_service().program
@@ -225,10 +225,10 @@ def enable(
 ) -> list[Marked]:
     """Enable services, so that they start at boot. Let systemd supervise the active ones.
 
-    If they are the first enabled services, and ``firewall`` is true, systemd also repairs niso's
-    rules after other firewalls (`enable_firewall`); if it is false, niso warns. Raises Conflict if
-    a service shares the namespace of a service that is not enabled, or if another program has a
-    unit of this name. Raises Error if systemd fails.
+    ``firewall`` matters for the first enabled services: if true, systemd repairs niso's rules after
+    other firewalls (`enable_firewall`); if false, niso warns without such a repair; if None,
+    neither. Raises Conflict if a service shares the namespace of a service that is not enabled, or
+    if another program has a unit of this name. Raises Error if systemd fails.
     """
     store, units = machine.store, machine.processes.units
     rows = [store.require_known(name) for name in names]
@@ -336,10 +336,9 @@ def _set_enabled(store: Store, names: Iterable[str], enabled: bool) -> None:
 def hand_over(machine: Machine, names: Iterable[str]) -> None:
     """Let systemd supervise enabled services after they were activated or restarted.
 
-    If a service's unit has started this process, systemd is notified that the unit has started. If
-    an interrupted command left an outdated unit file, systemd reads the new one before: the old
-    type could expect a main process, which a service with instances does not have. Raises Error or
-    OSError.
+    If a service's unit runs this command, systemd is notified that the unit has started. An
+    outdated unit file is replaced first, because its type may expect a main process, which a
+    service with instances does not have. Raises Error or OSError.
     """
     store, units = machine.store, machine.processes.units
     known = [row for name in names if (row := store.service(name)) is not None]
@@ -548,10 +547,10 @@ def has_ended_by_itself(store: Store, names: list[str]) -> bool:
 
 
 def deactivate(session: Session, machine: Machine, names: list[str], dry_run: bool) -> list[Done]:
-    """Stop services for `niso deactivate`, and return for each whether it was active.
+    """Stop services for `niso deactivate`. Return one `Done` per service: whether it was active.
 
     If systemd requested the stop, the services that share their namespaces are stopped too, and
-    port forwards are published again at the next start.
+    ports of `niso port-forward` are published again at the next start.
     """
     by_systemd = any(systemd.path(name) is not None for name in names)
     if by_systemd:  # systemd cannot be refused, so stop the services that share the namespace too

@@ -34,9 +34,10 @@ _Pair = tuple[str, str, str, str]
 def check(
     machine: Machine, own: Config, name: str | None = None
 ) -> tuple[list[Finding], list[tuple[str, str]]]:
-    """Check the cluster from this host, or only the cluster's network ``name``.
+    """Check the cluster from this host. ``name`` limits the check to one of the cluster's networks.
 
-    Returns (findings, warnings). If etcd does not answer, there is only a warning.
+    Returns (findings, warnings). A warning is (message, next step). If etcd does not answer, there
+    is a warning, and this host is not compared with the others.
     """
     store = machine.store
     spans = [network for network in store.networks() if network.span is not None]
@@ -109,7 +110,7 @@ def _hidden(
 
 
 def _is_idle_front(store: Store, claim: ClusterClaim) -> bool:
-    """Return whether a service that runs on several hosts is recorded here but not active here."""
+    """Return whether a service with instances on several hosts is recorded, but inactive here."""
     row = store.service(claim.service)
     return claim.front and row is not None and row.mode == "front" and not row.active
 
@@ -132,9 +133,9 @@ def _etcd(own: Config) -> list[tuple[str, str]]:
 def _pairs(
     store: Store, claims: Iterable[ClusterClaim], own: str, spans: list[NetworkRecord]
 ) -> dict[str, list[_Pair]]:
-    """Choose pairs of services for test packets between hosts, grouped by the other host's name.
+    """Return {host: pairs of services} for test packets between this host and each other host.
 
-    No policy restricts packets between two services of a pair. Each host has a few pairs. ``own``
+    No policy restricts packets between the services of a pair. Each host has a few pairs. ``own``
     is this host's name, and ``spans`` are the networks that span hosts.
     """
     claims = [claim for claim in claims if claim.up]
@@ -156,8 +157,9 @@ def _asks(store: Store, service: str) -> bool:
 
 
 def _meet(mine: ClusterClaim, other: ClusterClaim, on: set[str]) -> _Pair | None:
-    """Return the names and addresses of two services on one of the networks ``on``. Returns None if
-    the services are not on the same network, or have no common IP version.
+    """Return (service, other service, source, destination) for a test packet on a network in
+    ``on``. Returns None if the services have no such network in common, or no common IP version on
+    it.
     """
     for network in on & mine.networks.keys() & other.networks.keys():
         for to in other.networks[network]:

@@ -84,9 +84,9 @@ class ActivationClaims:
     def claim(self, wanted: dict[str, tuple[Target, Wanted]], report: Report) -> None:
         """Reserve in etcd the names and addresses that services need.
 
-        If etcd does not answer, the reservation in this host's store is used, with a warning. It
-        must cover all names and addresses of the service; otherwise NoAnswer is raised. Raises
-        Conflict if another host has reserved a name or address, and ErrorGroup for several errors.
+        ``wanted`` maps services to their targets and claims. If etcd does not answer, this host's
+        record of the claim is used, with a warning. Raises NoAnswer if the record lacks a name or
+        address, Conflict if another host has reserved one, and ErrorGroup for several errors.
         """
         known = {name: self._own_record(name, *pair) for name, pair in wanted.items()}
         self._begin([name for name, record in known.items() if record is None])
@@ -112,8 +112,8 @@ class ActivationClaims:
         raise_all(errors)
 
     def _replaces(self, target: Target) -> bool:
-        """Return whether an instance will replace others that receive connections now. Without
-        etcd, other hosts would continue to connect to the replaced instances.
+        """Return whether an instance will replace instances that receive connections now. Without
+        etcd, other hosts would continue to send connections to the replaced instances.
         """
         one, instances = target.instance, self._machine.store.instances
         return one is not None and one.state == STARTING and bool(instances.of(one.front, SERVING))
@@ -154,7 +154,7 @@ class ActivationClaims:
         mirror.make_way(machine.store, machine.kernel, self._held, self._addresses(), report)
 
     def scope(self) -> Scope:
-        """Return the scope of this activation's claims: new networks, services of other hosts."""
+        """Return the scope in which to record the claims: new networks, services of other hosts."""
         changed = self._changed_services()
         return mirror.scope_of(self._machine.store, changed, changed)
 
@@ -279,8 +279,8 @@ def report_changes(
 
     The owners of shared namespaces are reported too. If etcd does not answer, the agent reports the
     services later. A service that another command is changing is skipped, because that command
-    reports it. ``final`` is as in `publish_claim`. The caller must have the locks of ``services``,
-    but not the locks of the namespaces' owners.
+    reports it. ``final`` is false if a request of this host may still reach etcd: then an empty
+    claim stays recorded. The caller must have the locks of ``services``, but not of the owners.
     """
     store = machine.store
     services = list(services)
@@ -466,8 +466,8 @@ def needed_around(
 def behind(store: Store, services: Iterable[tuple[str, str | None]]) -> list[str]:
     """Return the services whose claims must be updated after services have changed their namespace.
 
-    ``services`` are pairs: a changed service, and the service whose namespace it shared before, or
-    None. In the result, a service that must release names precedes a service that must claim them.
+    ``services`` are pairs (changed service, the service whose namespace it shared before, or None).
+    In the result, services that release names precede services that claim these names.
     """
     concerned: dict[str, None] = {}
     for name, before in services:
@@ -521,8 +521,8 @@ def instances_elsewhere(machine: Machine, front: Target) -> set[int]:
 
 
 def own_record(store: Store, target: Target, wanted: Wanted) -> ClaimRow | None:
-    """Return this host's record of a service's claim. Returns None if the record lacks a name or
-    address that is wanted.
+    """Return this host's record of a service's claim, or None if the record lacks a name or address
+    of ``wanted``.
     """
     claim = store.across.claim(target.name)
     if claim is None or {*claim.addresses} != {*wanted.networks}:

@@ -398,7 +398,7 @@ def _count(own: Config) -> int:
 
 
 def follow(machine: Machine, log: Callable[[str], None]) -> Following:
-    """Return the cluster agent of this host, ready to run. Raises Error outside a cluster."""
+    """Return the agent of this host's cluster, ready to be run. Raises Error outside a cluster."""
     own = require_member(machine)
     store = machine.store
     me = (own.host, store.state_id(), store.cluster_id(), paths.boot_id())
@@ -473,8 +473,8 @@ def _tend_certificates(machine: Machine, own: Config, membership: ClusterKeys) -
 def _tend(machine: Machine, engine: Etcd, whole: bool) -> None:
     """Update this host's values in etcd, and the list of etcd's members in cluster.toml.
 
-    ``whole`` is false if hosts have only joined or left. Then only hosts with an etcd member do
-    anything: they alone check certificates, and all agents at once would burden etcd.
+    ``whole`` is false if hosts have only joined or left. Then hosts without an etcd member do
+    nothing: only members check certificates, and all agents at once would burden etcd.
     """
     own = config.require()
     if not whole and own.member is None:

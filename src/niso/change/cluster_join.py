@@ -125,8 +125,8 @@ _OWN_FILES = (invitation.AUTHORITY, invitation.CERTIFICATE, invitation.KEY)
 
 
 def _reach(existing: Reach) -> Reach:
-    """Validate the access to an etcd that niso does not run, and complete its ports and paths.
-    Raises UsageError or Error.
+    """Validate the access to an etcd that niso does not run. Return it with default ports and
+    absolute paths. Raises UsageError or Error.
     """
     places, schemes = [], set()
     for url in existing.members:
@@ -487,7 +487,7 @@ _MORE = {
 
 
 def unit_text(which: str, state_id: str) -> str:
-    """Return the text of the systemd unit of the agent or of etcd (systemd.service(5))."""
+    """Return the text of a systemd unit (systemd.service(5)). ``which`` is the agent or etcd."""
     lines = agent(f"{_MARK}{state_id}", _DESCRIPTIONS[which], _WORDS[which], _MORE[which])
     return "\n".join([*lines, "[Install]", f"WantedBy={WANTED_BY}", ""])
 

@@ -84,7 +84,7 @@ class Rollout(NamedTuple):
 
     @property
     def version(self) -> int:
-        """Return the number of the version that the service has after the activation."""
+        """Return the version number that the service has after the activation."""
         return max(target.instance.version for target in self.new if target.instance)
 
 
@@ -96,7 +96,8 @@ def rollout(machine: Machine, front: Target) -> Rollout:
 
     An instance stays if its process is as desired and its version is at least ``front.again`` (see
     `Target`). With stop-first, a step replaces one instance. Otherwise a step replaces at most
-    ``deploy.surge`` instances, or all without this key. The caller must have the service's lock.
+    ``deploy.surge`` instances, or all if this key is not set. The caller must have the service's
+    lock.
     """
     store, name = machine.store, front.name
     deploy = front.spec.program.deploy
@@ -197,10 +198,10 @@ def _is_changed(machine: Machine, front: Target, instance: Instance) -> bool:
 def needs(
     after: Mapping[str, Mapping[str, str]] | None, rollouts: Iterable[Rollout]
 ) -> dict[str, Mapping[str, str]]:
-    """Return a mapping of dependencies in which services are replaced by their instances.
+    """Return dependencies in which each service with instances is replaced by their names.
 
-    ``after`` maps each service to its dependencies and the state that each must reach. ``rollouts``
-    are the services that have instances.
+    ``after`` maps each service to {dependency: state to reach}. ``rollouts`` are the services that
+    have instances.
     """
     instances = {one.name: [target.name for target in one.new] for one in rollouts}
     result: dict[str, Mapping[str, str]] = {}
@@ -289,7 +290,7 @@ def record_failures(store: Store, rollouts: Iterable[Rollout], began: float, err
 
 
 def before(one: Rollout) -> Target | None:
-    """Return a service as it was before a rollout, as a target. None if it was inactive."""
+    """Return a target to restore a service as before a rollout. None if it was inactive."""
     row = Intent(one.name, "activate", one.undo).before if one.undo else None
     return of_row(row)._replace(pinned=True, replace=True) if row is not None else None
 
@@ -327,11 +328,10 @@ def retire(machine: Machine, one: Rollout, report: Report) -> None:
 def first_slots(
     machine: Machine, rollouts: Iterable[Rollout], report: Report
 ) -> Callable[[str], None]:
-    """Return a function to call with each instance that has become healthy.
+    """Return a function to call with the name of each instance that has become healthy.
 
-    The function matters for services whose first instances are starting. When all of them are
-    healthy, the function directs the service's connections to them. Then services that depend on
-    the service can be started.
+    When all first instances of a new service are healthy, the function makes the service address
+    send connections to them. Then services that depend on this service can be started.
     """
     new = {
         one.name: [target.name for target in one.new]
@@ -389,8 +389,8 @@ def complete(
     """Watch the new instances, and stop the old ones when their connections are finished.
 
     If a watched instance fails, raises ProcessError. The old instances of all ``rollouts`` then
-    serve again, unless ``deploy.on_failure`` of the failed service is keep. ``deploy_began`` is in
-    seconds since the epoch.
+    receive connections again, unless ``deploy.on_failure`` of the failed service is keep.
+    ``deploy_began`` is a Unix time.
     """
     began = time.monotonic()
     ending = [one for one in rollouts if one.old]
@@ -437,11 +437,11 @@ def _deploy(one: Rollout) -> DeploySpec:
 
 
 def _watch(machine: Machine, rollouts: list[Rollout], since: float) -> tuple[Rollout | None, str]:
-    """Watch the new instances for ``deploy.monitor`` after ``since`` (monotonic).
+    """Watch the new instances for ``deploy.monitor`` after ``since`` (monotonic, in seconds).
 
-    If an instance fails, returns its service and the reason. If none fails, returns (None, ""). All
-    services are watched until the longest ``deploy.monitor`` of them is over. Until then a failure
-    of any service makes the old instances of all services serve again.
+    If an instance fails, returns its rollout and the reason. If none fails, returns (None, ""). All
+    services are watched until the longest ``deploy.monitor`` is over, because a failure of any
+    service makes the old instances of all services receive connections again.
     """
     processes = machine.processes
     of = {target.name: one for one in rollouts for target in one.new}
@@ -501,10 +501,10 @@ def _take_back(
     began: float,
     report: Report,
 ) -> None:
-    """Send new connections to the old instances of services again, and none to the new ones.
+    """Send new connections to the old instances of services again, and none to the new instances.
 
-    ``failed`` is the service whose new version has failed, and ``why`` the reason. The deploy began
-    ``began`` seconds after the epoch.
+    ``failed`` is the service whose new version has failed, and ``why`` the reason. ``began`` is the
+    start of the deploy as a Unix time.
     """
     store, names = machine.store, [one.name for one in rollouts]
     # first: after a kill the copies have two manifests at worst, which cannot be activated together
@@ -527,9 +527,9 @@ def _take_back(
 
 
 def drain(machine: Machine, names: Iterable[str], within_s: float, report: Report) -> None:
-    """Wait until instances have no open connections of clients, at most ``within_s`` seconds.
+    """Wait until clients have no open connections to instances, for at most ``within_s`` seconds.
 
-    In a cluster, first waits until other hosts send the instances no new connections.
+    In a cluster, first waits until other hosts send no new connections to the instances.
     """
     names = list(names)
     end = time.monotonic() + within_s
@@ -547,12 +547,12 @@ def drain(machine: Machine, names: Iterable[str], within_s: float, report: Repor
 
 
 def leave_others(machine: Machine, services: Iterable[str], report: Report) -> None:
-    """Direct connections to other hosts that run the same services, before a stop on this host.
+    """Let other hosts serve the connections to services that are about to be stopped on this host.
 
-    This host's instances receive no new connections, and finish the open ones within
-    ``deploy.drain``. Then the service address leads to other hosts' instances. Services that run
-    only on this host are skipped. The caller must have the locks of the services and of their
-    instances.
+    Only services with instances on other hosts are changed. Their instances on this host receive no
+    new connections, and have ``deploy.drain`` to finish open ones. Then this host sends connections
+    to the service address to the other hosts. The caller must have the locks of the services and of
+    their instances.
     """
     store = machine.store
     for name in services:
@@ -618,7 +618,7 @@ def tidy(machine: Machine, front: str, report: Report) -> None:
 
 
 def used_packages(store: Store, front: str) -> set[str]:
-    """Return the package copies that a service, its instances or a rollback may still need."""
+    """Return the paths of package copies that a service, its instances or a rollback may need."""
     names = store.instances.with_instances([front])
     rows = [row for name in names if (row := store.service(name)) is not None]
     used = {row.package for row in rows if row.active or row.name == front}

@@ -71,9 +71,9 @@ class _Watched:
         return min(self.check.interval_s, _MOST_INTERVAL_S) if self.front else self.check.interval_s
 
     def begin_command(self) -> None:
-        """Start `niso restart` or `niso deactivate` for the service, in a process of its own.
+        """Start `niso restart` or `niso deactivate` for the service, as a separate process.
 
-        The command may take a minute. The attribute ``command`` then has a pidfd of the process.
+        The command may take a minute. The attribute ``command`` is then a pidfd of the process.
         """
         action = "restart" if self.check.on_unhealthy == "restart" else "deactivate"
         words = [sys.executable, "-I", "-m", "niso.cli", action, self.service]
@@ -100,7 +100,7 @@ class _Watched:
 
 
 def follow(session: Session, log: Log) -> Following:
-    """Return the health agent, ready to run. The agent ends by itself when no service needs it."""
+    """Return the health agent, to be run by the caller. It exits when no service needs it."""
     over = threading.Event()
     held = Conflict("niso health runs already", f"systemctl status {systemd.HEALTH_UNIT}")
     work = lambda: _run(session, log, over)  # noqa: E731
@@ -259,8 +259,8 @@ def _freeze(machine: Machine, service: str) -> bool:
 
 
 def _act(session: Session, act: Callable[[Machine], bool], log: Log, done: str) -> None:
-    """Call a function in a child process with its own connection to the store. If the function
-    returns true, ``done`` is logged.
+    """Call ``act`` in a child process with its own connection to the store. If ``act`` returns
+    true, log the message ``done``.
     """
     session.close()  # SQLite connections must not be carried across a fork
     pid = os.fork()
@@ -282,15 +282,15 @@ def _act(session: Session, act: Callable[[Machine], bool], log: Log, done: str) 
 def leave(machine: Machine, service: str, only_beside_others: bool = False) -> bool:
     """Stop sending connections to an instance, and return whether it received connections.
 
-    With ``only_beside_others``, the last instance that receives connections is not changed: perhaps
-    all instances are unhealthy only because a shared database is. The caller must not have niso's
+    With ``only_beside_others``, the last instance that receives connections is not changed: if all
+    instances are unhealthy, the cause may be a shared database. The caller must not have niso's
     lock. Raises Error.
     """
     return move(machine, service, SERVING, OUT, only_beside_others)
 
 
 def serve(machine: Machine, service: str) -> bool:
-    """Send connections to an instance again that `leave` took out. Return whether it was out.
+    """Send connections to an instance again after `leave`. Return whether `leave` had stopped them.
 
     Raises Error.
     """
@@ -303,8 +303,8 @@ def move(
     """Change an instance's recorded state from ``before`` to ``after``, and update the kernel.
 
     The state decides whether the instance receives new connections. Returns whether the state
-    changed. It does not change if it is not ``before``, or, with ``only_beside_others``, if no
-    other instance receives connections. Raises Error.
+    changed. A state other than ``before`` does not change. With ``only_beside_others``, the state
+    of the last instance that receives connections does not change either. Raises Error.
     """
     from niso.change.scope import concerned
     from niso.reconcile.change import change
@@ -326,7 +326,7 @@ def move(
 
 
 def _active_in(store: Store, service: str, state: str) -> Instance | None:
-    """Return an instance if it is active and in this state. A sweep makes instances inactive."""
+    """Return an instance, or None if it is inactive (as after a sweep) or not in this state."""
     instance, row = store.instances.get(service), store.service(service)
     is_active = row is not None and row.active
     return instance if is_active and instance is not None and instance.state == state else None

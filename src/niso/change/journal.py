@@ -55,9 +55,9 @@ def recover(
 ) -> int:
     """Complete or undo interrupted changes, and return the number of these changes.
 
-    ``names`` are the services that the next command will change. After all changes, errors that
-    concern these services are raised, or with ``every`` all errors. Other errors are only reported.
-    An interrupted update of this host's copy of the cluster's data is undone first, and is not
+    ``names`` are the services that the next command will change. After all changes, raises the
+    errors about these services, or with ``every`` all errors, and reports the others. An
+    interrupted update of this host's copy of the cluster's data is undone first, and is not
     counted.
     """
     store = machine.store
@@ -100,7 +100,7 @@ def recover(
                     continue
                 done += 1
                 recovered += [
-                    (name, command_of(intent), activations) for name in _together(store, intent)
+                    (name, command_of(intent), activations) for name in _services(store, intent)
                 ]
                 if activations:
                     begun.append(intent)
@@ -139,15 +139,15 @@ def _try_lock(store: Store, locks: ExitStack, held: set[str], service: str) -> b
     return True
 
 
-def _together(store: Store, intent: Intent) -> list[str]:
-    """Return all services of an interrupted change. Only a change of ports can have several."""
+def _services(store: Store, intent: Intent) -> list[str]:
+    """Return the names of the services of an interrupted change: several only for ports."""
     if intent.action != "ports":
         return [intent.service]
     return sorted({service for service, _ in store.moved_ports()})
 
 
 def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, Error]:
-    """Complete an interrupted change that is not an activation. Return errors by service name."""
+    """Complete an interrupted change that is not an activation. Return {service: error}."""
     name, removes = intent.service, intent.action in ("remove", "remove volumes")
     try:
         if intent.action == "ports":
@@ -168,9 +168,9 @@ def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, Error
 
 
 def locked(store: Store, services: Iterable[str]) -> ExitStack:
-    """Lock several services in sorted order, and their instances last. Return the locks.
+    """Lock several services in sorted order, and their instances last.
 
-    The end of the returned context releases them.
+    Returns a context manager that releases the locks at its end.
     """
     fronts = {front_of(name) for name in services}
     with ExitStack() as locks:
@@ -181,7 +181,7 @@ def locked(store: Store, services: Iterable[str]) -> ExitStack:
 
 
 def locked_instances(store: Store, names: Iterable[str]) -> ExitStack:
-    """Lock instances whose services are already locked. Return the locks, as `locked` does."""
+    """Lock instances of services that are locked. Return a context manager like `locked`."""
     with ExitStack() as locks:
         for name in sorted(names):
             locks.enter_context(locked_one(store, name))

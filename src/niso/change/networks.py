@@ -65,7 +65,7 @@ def ensure(
     An implicit network is deleted when no service uses it. An existing network stays implicit only
     if the request is ``implicit`` too. ``holds`` is an address that the subnet must contain, or
     None. The caller must be in a transaction. Raises UsageError, and Conflict if the existing
-    network differs, or if the name, subnet or bridge is taken.
+    network has other settings, or if the subnet or bridge is taken.
     """
     store = machine.store
     present = store.network(request.name)
@@ -81,7 +81,10 @@ def ensure(
 
 
 def ensure_implicit(machine: Machine, network: NetworkRequest | str, holds: str | None) -> None:
-    """Record an implicit network as `ensure` does. niso chooses the settings if it gets a name."""
+    """Record a network that is deleted with its last service, unless the network exists already.
+
+    ``network`` is a request, or a name if niso chooses the settings. ``holds`` is as in `ensure`.
+    """
     request = NetworkRequest(network) if isinstance(network, str) else network
     ensure(machine, request, implicit=True, holds=holds)
 
@@ -94,10 +97,10 @@ def plan_network(
 ) -> NetworkRecord:
     """Choose all settings of a new network, without recording it.
 
-    If the request names no subnet, the network gets the /24 prefix that contains the address
-    ``holds``, or the next free /24 of the pool. The subnets must not overlap the subnets
-    ``besides``, which are pairs (subnet, owner). Raises UsageError. Raises Conflict if the subnet
-    or bridge is taken, or if the host has no IPv6.
+    If the request has no subnet, the network gets the /24 prefix that contains the address
+    ``holds``, or the next free /24 of the pool. ``besides`` are pairs (subnet, owner) that the
+    network must not overlap. Raises UsageError. Raises Conflict if the subnet or bridge is taken,
+    or if the host has no IPv6.
     """
     store, kernel, name = machine.store, machine.kernel, request.name
     taken = [*_taken(machine), *besides]
@@ -219,11 +222,12 @@ def _next_free(name: str, taken: list[tuple[subnets.Network, str]]) -> subnets.N
 def create(
     machine: Machine, request: NetworkRequest, report: Report = silent, dry_run: bool = False
 ) -> NetworkRecord | None:
-    """Create a network and its bridge. Return None if the same network already exists.
+    """Create a network and its bridge, and return the network.
 
-    A network that spans hosts is also created in the cluster, unless it already exists there.
-    Raises UsageError, KernelError, and Conflict if the name, subnet or bridge is taken. After an
-    error nothing has changed.
+    Returns None if a network of this name already has the requested settings. A network that spans
+    hosts is also created in the cluster, unless it already exists there. Raises UsageError,
+    KernelError, and Conflict if the name, subnet or bridge is taken. After an error nothing has
+    changed.
     """
     subnets.check(request)
     if not request.span:

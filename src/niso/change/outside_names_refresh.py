@@ -79,7 +79,10 @@ def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
 
 
 def look(machine: Machine, targets: Iterable[Target]) -> list[Outside]:
-    """Resolve DNS names in targets' policies that have no recent answer. Records nothing."""
+    """Resolve the DNS names in targets' policies whose last answers have expired.
+
+    Returns what the new answers would change the records to. Nothing is recorded.
+    """
     names = _names(targets)
     if not names:
         return []
@@ -126,9 +129,9 @@ def _apply(
 ) -> list[str]:
     """Record DNS answers and update the kernel. Return the names whose addresses changed.
 
-    The caller must have niso's lock. The rows are committed before the kernel changes, with
-    ``settled`` false. After a kill, the next refresh passes these names as ``unsettled``, and
-    removes the set elements of the earlier answer.
+    ``heard`` maps names to their answers. The caller must have niso's lock. The rows are committed
+    before the kernel changes, with ``settled`` false. After a kill, the next refresh passes these
+    names as ``unsettled``, and removes the set elements of the earlier answers.
     """
     store, kernel = machine.store, machine.kernel
     rows = store.outside
@@ -196,9 +199,10 @@ def require() -> Any:
 
 
 def ask(names: Iterable[str]) -> dict[str, tuple[DnsAnswer, ...]]:
-    """Resolve DNS names, and return for each name one answer per address family.
+    """Resolve DNS names. Return {name: DNS answers}, with one answer for each address family.
 
-    This takes at most `_ALL_S` seconds, plus the time for queries already sent.
+    A name that cannot be resolved has answers with a ``problem``. No query is sent after `_ALL_S`
+    seconds.
     """
     import random  # dnspython loads it anyway
 
@@ -228,7 +232,7 @@ def ask(names: Iterable[str]) -> dict[str, tuple[DnsAnswer, ...]]:
 
 
 def _one(dns: Any, resolver: Any, name: str, family: int, end: float) -> DnsAnswer:
-    """Resolve a DNS name for an IP version until ``end``, a monotonic time in seconds."""
+    """Resolve a DNS name to addresses of a ``family`` (4 or 6) until the monotonic time ``end``."""
     left = end - time.monotonic()
     if left <= 0:
         return DnsAnswer(family, problem="there was no time to ask", silent=True)
@@ -298,7 +302,7 @@ def supervise(machine: Machine, report: Report = silent) -> None:
 
 
 def texts(state_id: str) -> dict[str, str]:
-    """Return the texts of the timer's unit files, by file name (systemd.timer(5))."""
+    """Return {file name: content} of the timer's unit files (systemd.timer(5))."""
     head = (_MARK + state_id, "[Unit]")
     about = (*head, "Description=niso: resolve outside names of policies", "")
     service = (

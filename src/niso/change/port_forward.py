@@ -71,10 +71,10 @@ def _is_part(port: PortMapping, held: PortMapping) -> bool:
 
 
 def kept_out(store: Store, service: str, port: PortMapping) -> list[tuple[str, PortMapping]]:
-    """Return ports in manifests that are not published because ``port`` is forwarded.
+    """Return the manifest ports of active services that ``port`` keeps from being published.
 
-    The result has pairs (service, port), only of active services. A host port that several services
-    request is left out, because it is not clear which of them would get it.
+    The result has pairs (service, port). A host port that several services request is left out,
+    because it is not clear which of them would get the port.
     """
     claims = []
     for row in store.active_rows():

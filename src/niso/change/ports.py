@@ -149,7 +149,8 @@ def _choose(
     """Choose a host port: the service's previous one if it is free, otherwise the lowest free one.
 
     ``others`` are the ports of this manifest, and the host ports in all manifests of the command.
-    ``have`` are the present ports of the service. Raises Conflict if no host port is free.
+    ``have`` are the present ports of the service. ``key`` is the manifest key for the error. Raises
+    Conflict if no host port is free.
     """
     mine, named = others
     kept = store.chosen_port(service, port)

@@ -41,10 +41,10 @@ def concerned(
     The scope also contains the services that share a namespace with ``services``, other services
     whose names in hosts files may change (`PolicyRows.shadows`), and the networks of all these
     services. A network that a service has left is included if its bridge is still configured for
-    the service's ports. For an instance, the service that it belongs to is included, because a
-    killed command may have left this service's load balancing different from the rows. ``networks``
-    are networks that the services will join. ``names`` are names in policies that will resolve
-    differently. Services of other hosts with such names are included.
+    the service's ports. For an instance, its service is included, because a killed command may have
+    left this service's load balancing different from the rows. ``networks`` are networks that the
+    services will join. ``names`` are names in policies that will resolve differently. Services of
+    other hosts with such names are included.
     """
     names = list(names)
     everyone = store.with_companions(store.with_fronts(services))
@@ -65,7 +65,10 @@ def _shadowed(store: Store, services: Iterable[str], names: Iterable[Name]) -> t
 
 
 def with_remotes(store: Store, scope: Scope) -> Scope:
-    """Add services of other hosts to the scope of a change that may delete implicit networks."""
+    """Return a scope extended by the other hosts' services on implicit networks of the scope.
+
+    A change may delete implicit networks, and then also deletes the rows of these services.
+    """
     if not store.cluster_id():
         return scope
     from niso.change import span_networks
@@ -226,7 +229,7 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
 
 
 def followers(store: Store, wanted: Iterable[Target], ending: Iterable[str]) -> list[str]:
-    """Return the active services that must restart because of an activation.
+    """Return the names of active services that must restart because of an activation.
 
     A service in a shared namespace uses the host name and hosts file of the namespace's owner, so
     it must restart if these change. Services that the command stops (``ending``) are left out.

@@ -116,8 +116,9 @@ def propose(
 ) -> tuple[NetworkRequest, Arriving]:
     """Create a network in the cluster unless it already exists there. This host is not changed.
 
-    With ``dry_run``, the cluster is not changed either. Raises Error, NoAnswer if etcd does not
-    answer, and Conflict if the cluster's network has other settings, or overlaps another network.
+    Returns the request with the cluster's settings, and the data to record on this host. With
+    ``dry_run``, the cluster is not changed either. Raises Error, NoAnswer if etcd does not answer,
+    and Conflict if the cluster's network has other settings, or overlaps another network.
     """
     store, name = machine.store, request.name
     if name == names.DEFAULT_NETWORK:
@@ -168,7 +169,7 @@ def _planned(
     present: NetworkRecord | None,
 ) -> Spec:
     """Choose the settings of a new network of the cluster. ``present`` is this host's network of
-    the same name, whose settings are used, or None.
+    the same name, whose settings are used, or None if there is none.
     """
     fits = min((host.mtu for host in membership.hosts()), default=1500) - header(joined)
     if request.mtu is not None and request.mtu > fits:
@@ -254,7 +255,7 @@ def _addresses(engine: Etcd, joined: Config, name: str) -> list[RemoteAddress]:
 
 
 def going(store: Store, scope: Scope, every: bool = False) -> Scope:
-    """Add to a scope the services of other hosts on networks that the change may delete.
+    """Add to a scope the services of other hosts on networks that a change may delete.
 
     Without ``every``, these networks are the implicit networks of the scope that span hosts. With
     ``every``, they are all networks of the scope that span hosts.

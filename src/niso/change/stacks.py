@@ -140,7 +140,7 @@ def _in_cluster(
 def foreseen(
     machine: Machine, stack: Stack, replace: bool = False
 ) -> tuple[PolicyContext, PolicyContext]:
-    """Return the services and networks that policies refer to, before and after `up`.
+    """Return the data from which policies are evaluated, before and after `up`.
 
     `up` is only simulated: nothing changes.
     """
@@ -159,7 +159,7 @@ def _joining(store: Store, stack: Stack, replace: bool) -> tuple[list[Target], S
 def _membership(
     stack: Stack, on: Container[str], left: Iterable[str] = (), replace: bool = False
 ) -> StackMembership:
-    """Return the stack membership to record for services. ``on`` are the networks of the services,
+    """Return the data by which services join the stack. ``on`` are the networks of the services,
     and ``left`` the services that were removed from the stack's file.
     """
     requests = [request for name, request in stack.networks.items() if name in on]

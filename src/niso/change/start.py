@@ -57,8 +57,8 @@ def run(
 ) -> None:
     """Start processes in the order of their dependencies, and wait until all have started.
 
-    ``healthy`` is called with each service that becomes healthy, before services that depend on it
-    are started.
+    ``after`` maps services to {dependency: state to reach}. ``healthy`` is called with each service
+    that becomes healthy, before services that depend on it are started.
 
     Each process has ``timeout_s`` seconds from its own start. Within that time it must have run for
     `STARTED_WITHIN_S`, or all its threads must have gone to sleep. With a healthcheck, it must also
@@ -126,7 +126,7 @@ def event_of(row: ServiceRow, rehosts: bool = False) -> Event:
 
 
 def _was_healthy(processes: Processes, service: str) -> bool:
-    """Return False if a service was restarted automatically and has not been healthy since."""
+    """Return whether a service has been healthy since its last automatic restart, if any."""
     now = processes.status(service)
     if now.restarts == 0:
         return True  # its activation has waited until it was healthy
@@ -276,8 +276,8 @@ class _Starting:
         self._todo[:0] = [end.start._replace(stops=None) for end in over]
 
     def _has_succeeded(self, wait: Wait) -> bool:
-        """Return whether a job, or a process without restarts, has exited with status 0. A success
-        is recorded.
+        """Return whether a job, or a process without restarts, has exited with status 0. If so,
+        record that the service has reached its state.
         """
         start = wait.start
         once = start.job or (wait.well and start.row.require_process().restart == "no")
@@ -353,7 +353,7 @@ class Start(NamedTuple):
 
 
 class End:
-    """A process that was asked to exit and whose service will be started again."""
+    """A process that was asked to exit, so that its service can be started again."""
 
     def __init__(self, processes: Processes, start: Start, timeout_s: float) -> None:
         self.start = start
@@ -413,8 +413,8 @@ class Wait:
     def is_started(self) -> bool:
         """Return whether the process has run for `STARTED_WITHIN_S`, or its threads were asleep.
 
-        Once true, the result stays true. On a busy machine the time is extended by at most
-        `_BUSY_S`.
+        Once true, the result stays true. While a busy machine does not run the process, the time is
+        extended, to at most two seconds.
         """
         now = time.monotonic()
         if self._started:
@@ -495,7 +495,7 @@ def until_started(processes: Processes, row: ServiceRow) -> None:
 
 
 def late(processes: Processes, start: Start) -> ProcessError:
-    """Return the error for a job that has exceeded its timeout."""
+    """Return the error for a job that has not exited within its timeout."""
     what = f"has not ended after {start.timeout_s:g}s{_last_output(processes, start.name)}"
     hint = "raise service.timeout in its manifest, or leave it out"
     return ProcessError(what, hint, service=start.name)

@@ -123,10 +123,10 @@ def stop_timers(machine: Machine, services: list[str]) -> None:
 def stop(
     processes: Processes, rows: Iterable[ServiceRow], report: Report, needs: Needs
 ) -> dict[str, Error]:
-    """Stop the processes of services, and return the errors by service.
+    """Stop the processes of services. Return {service: error} of failed stops.
 
-    A service is stopped before its dependencies (``needs``), and before the owner of the namespace
-    that it shares. All other services are stopped concurrently.
+    A service is stopped before its dependencies, which ``needs`` maps it to, and before the owner
+    of the namespace that it shares. All other services are stopped concurrently.
     """
     rows = list(rows)
     left = {
@@ -169,7 +169,7 @@ def stop(
 
 
 def _over(asked: Mapping[str, tuple[int, float]]) -> list[str]:
-    """Wait until at least one process has exited or timed out. Return the services concerned.
+    """Wait until at least one process has exited or timed out. Return the names of these services.
     ``asked`` maps a service to its pidfd and the monotonic time of its timeout.
     """
     poll = select.poll()

@@ -269,7 +269,7 @@ def _check_files(target: Target, files: PackageFiles) -> None:
 def misplaced(
     target: Target, rootfs: str | None, volumes: Iterable[MountedVolume]
 ) -> list[InvalidInput]:
-    """Return an error for each volume whose mount point cannot be used."""
+    """Return an error for each volume of a service that cannot be mounted at its path."""
     from niso.runtime.volumes import check
 
     return [_in_manifest(target, error) for error in check(rootfs, volumes)]

@@ -44,8 +44,9 @@ def undo_all(
 ) -> None:
     """Undo an activation that failed or was interrupted by the exception ``cause``.
 
-    Raises an ErrorGroup with ``cause`` first if the undo fails, or if a process that the undo has
-    started again exits at once. If ``cause`` is not an Error, raises nothing.
+    If the undo succeeds, returns normally, and the caller raises ``cause`` again. If the undo
+    fails, or a process that it has started again exits at once, raises an ErrorGroup of ``cause``
+    and the new errors. Raises nothing if ``cause`` is not an Error.
     """
     global undoing
     store, is_failure = machine.store, isinstance(cause, Exception)
@@ -75,8 +76,8 @@ def _unstarted(
 ) -> list[Error]:
     """Wait for processes that an undo has started again. Return an error for each that exited.
 
-    ``ran`` has the start time of each process before the undo. A process can fail now because a
-    secret, a volume or a database has changed since then.
+    ``ran`` maps services to the start time of their process before the undo. A process can fail now
+    because a secret, a volume or a database has changed since then.
     """
     processes, errors = machine.processes, []
     for name in sorted(undone):
@@ -131,8 +132,8 @@ def undo(
 
     Activations may depend on each other, because one may use names or ports that another has
     released. ``wait_s`` is the time in seconds to wait for niso's lock, or None for no limit.
-    ``final`` is false if a request of the activation may still reach etcd. Returns the errors by
-    service. Raises Busy if niso's lock is not free within ``wait_s``.
+    ``final`` is false if a request of the activation may still reach etcd. Returns {service:
+    error}. Raises Busy if niso's lock is not free within ``wait_s``.
     """
     if not intents:
         return {}
@@ -187,7 +188,7 @@ def undo(
 
 
 def _remove_created(machine: Machine, intents: list[Intent], report: Report) -> dict[str, Error]:
-    """Delete the volumes that activations have created. Return the errors by service.
+    """Delete the volumes that activations have created. Return {service: error}.
 
     Such a volume can be incomplete: if a database is killed while it creates its files, it cannot
     use them later. Volumes of processes that still run are kept.
@@ -221,7 +222,7 @@ def restore_manifest(store: Store, row: ServiceRow | None) -> None:
 
 
 def _take_out(machine: Machine, names: Iterable[str], report: Report) -> None:
-    """Send no new connections to instances without a process, until niso health allows them."""
+    """Send no new connections to instances without a process. niso health may send some later."""
     store = machine.store
     if not (dead := _without_process(machine, names)):
         return
@@ -327,8 +328,8 @@ def _show_hosts(processes: Processes, shown: Iterable[ProcessSpec]) -> None:
 
 
 def _end_changed(machine: Machine, intents: list[Intent]) -> list[ProcessSpec]:
-    """Kill processes that do not match the old rows. If only the hosts file differs, the process is
-    kept, and its old ProcessSpec is returned.
+    """Kill processes that do not match the old rows. If only the hosts file differs, the process
+    continues. Returns the old ProcessSpecs of the processes that need another hosts file.
     """
     store, _, processes, _ = machine
     shown: list[ProcessSpec] = []

@@ -95,7 +95,7 @@ def _drop_in_text(attachment: str, state_id: str) -> str:
 def attach(
     machine: Machine, request: Request, unit: str, words: Sequence[str], report: Report = silent
 ) -> Attachment:
-    """Attach a new namespace, in which a systemd unit runs from the unit's next start on.
+    """Attach a new namespace, in which the systemd unit ``unit`` runs from its next start on.
 
     ``words`` are the arguments of niso for the same attachment without a unit. Raises Error without
     systemd, NotFound for an unknown unit, and the errors of `attach.attach`.
