@@ -54,7 +54,7 @@ def kind(of: Any) -> Kind:
 
 
 def field(table: Any, name: str) -> Kind:
-    """Return the `Kind` of a table's key ``name``. The annotation is evaluated only once."""
+    """Return the `Kind` of the key ``name`` of the named tuple class ``table``, from a cache."""
     of = table.__annotations__[name]
     known = table.__module__, of
     if known not in _known:

@@ -29,7 +29,7 @@ _BLOCK = 65536
 
 
 def is_elsewhere(before: str, now: str) -> bool:
-    """Return whether the file ``before`` exists and is not ``now``: it was copied, not moved."""
+    """Return whether ``before`` exists and is another file than ``now``: it was not renamed."""
     return os.path.exists(before) and os.path.realpath(before) != os.path.realpath(now)
 
 
@@ -74,9 +74,8 @@ def of_process(pid: int | None, name: str) -> bytes:
 
 
 def make(path: str, mode: int) -> int:
-    """Create the file ``path`` with the permissions ``mode``. Return a descriptor for writing.
-
-    An existing file or empty folder at ``path`` is removed first. Raises OSError.
+    """Create the file ``path`` with the permissions ``mode``. Return a descriptor for writing. An
+    existing file or empty folder at ``path`` is removed first. Raises OSError.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:

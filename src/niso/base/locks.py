@@ -123,7 +123,7 @@ def locked_services() -> set[str]:
 
 
 def remove_locks(service: str) -> None:
-    """Remove the lock files of a deleted service and its log. The caller must have the lock."""
+    """Remove the lock files of a deleted service and of its log. The caller must have the lock."""
     for name in (f"{service}.log", service):
         try:
             os.unlink(_path(name))

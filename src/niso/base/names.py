@@ -63,7 +63,7 @@ def veth(service: str, network: str, generation: int) -> str:
 
 
 def link_prefix(service: str) -> str:
-    """Return the first characters of a service's name, which are part of its interfaces' names."""
+    """Return the first 5 characters of a service's name, for the names of its interfaces."""
     return service[:5].rstrip("-")
 
 

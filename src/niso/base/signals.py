@@ -118,11 +118,11 @@ def are_counted() -> bool:
 
 
 def hit(name: str) -> None:
-    """Mark the place just before a step: a change outside this process. Tests can make it fail.
+    """Make the next step fail if a test has chosen this step, otherwise do nothing. A step is a
+    change of anything outside this process.
 
-    If a test has chosen this step, the call kills the process with SIGKILL, raises OSError with the
-    chosen errno, or makes a later operation fail (`broken`). Otherwise it does nothing. ``name``
-    describes the step in the log of failpoints.
+    The call kills the process with SIGKILL, raises OSError with the chosen errno, or makes a later
+    operation fail (`broken`). ``name`` describes the step in the log of failpoints.
     """
     global _count, _broken
     if not are_counted() or _spec is None:
@@ -144,9 +144,10 @@ def hit(name: str) -> None:
 
 
 def broken(what: str) -> bool:
-    """Return whether a test wants the operation ``what`` (a key of `LATER`) to fail now.
+    """Return whether a test wants the operation ``what`` to fail now. ``what`` is a key of `LATER`,
+    such as "crun".
 
-    The operation `OVERRUN` fails only once, the others each time.
+    The lost netlink answer (`OVERRUN`) fails only once, the other operations each time.
     """
     global _broken
     if _spec is None or _spec[0] < 0:

@@ -109,7 +109,9 @@ ORIGINAL = "ct original"  # source of a `RegisterLoad`: of the packet before any
 
 
 class ChainVerdict(NamedTuple):
-    """The verdict of a rule, a chain's policy or an element of a verdict map."""
+    """The verdict of a rule, a chain's policy or an element of a verdict map: accept, drop, jump
+    ...
+    """
 
     kind: str  # accept, drop, jump, goto, return, continue or break
     chain: str = ""  # the chain to which a jump or goto leads
@@ -164,7 +166,7 @@ class ForeignChains(Nfnetlink):
         }
 
     def _translates(self, family: int, table: str, name: str, visited: set[str]) -> bool:
-        """Return whether a chain, or one to which its rules jump, may translate addresses."""
+        """Return whether a chain may translate addresses, or a chain to which its rules jump."""
         visited.add(name)
         inner = []
         for expressions in self.rules(family, table, name):
@@ -435,7 +437,9 @@ def _conntrack(info: bytes, flags: int, is_ipv4: bool) -> Iterator[Expression]:
 
 
 def _ports_match(name: str, info: bytes) -> Expression | None:
-    """Parse struct xt_tcp or xt_udp: ranges of source and destination ports, then flags."""
+    """Parse struct xt_tcp or xt_udp: ranges of source and destination ports, then flags. Returns
+    None if the match has no condition.
+    """
     first, last, low, high = struct.unpack_from("=4H", info)
     # struct xt_tcp: an option and TCP flags before the flags that invert
     more, inverted = (info[8] or info[9], info[11]) if name == "tcp" else (0, info[8])

@@ -140,8 +140,8 @@ def receiving6() -> list[str]:
 
 
 def routed_links() -> list[Link]:
-    """Return other programs' interfaces of kinds that need forwarding (`ROUTED_KINDS`), except
-    ports of bridges.
+    """Return the interfaces, of container engines and VPNs, that need forwarding (`ROUTED_KINDS`).
+    niso's own interfaces and ports of bridges are left out.
     """
     with Rtnl() as rtnl:
         links = rtnl.links()

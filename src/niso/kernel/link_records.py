@@ -443,7 +443,9 @@ _ifreq = struct.Struct("=16si20x")
 
 
 def of_links(names: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Return the traffic counters of existing interfaces by name. Raises KernelError."""
+    """Return {interface: {counter: value}} for those of the interfaces that exist. The counters are
+    named as in `TRAFFIC`. Raises KernelError.
+    """
     indexes = _indexes(names)
     if not indexes:
         return {}

@@ -117,7 +117,7 @@ def of_bridges(rtnl: Rtnl, bridge_index: int = 0) -> dict[int, set[StaticEntry]]
 
 
 def is_fixed(rtnl: Rtnl, port_index: int, mac: str) -> bool:
-    """Return whether a bridge has a static entry that sends frames for a MAC to this port."""
+    """Return whether a static FDB entry sends frames for ``mac`` to the port ``port_index``."""
     index, _, state = _entry(rtnl, port_index, mac)
     return index == port_index and bool(state & _NOARP)
 
@@ -209,9 +209,8 @@ def _tunnel_entry(body: bytes) -> tuple[int, str, str] | None:
 
 
 def tunnel_entry(rtnl: Rtnl, index: int, mac: str) -> tuple[str, bool]:
-    """Look up a MAC in the forwarding entries of a VXLAN device and of its bridge. Returns (the
-    host to which the device sends frames for the MAC, or ""; whether the bridge sends them to the
-    device).
+    """Return (host, is forwarded) for a MAC: the host to which a VXLAN device sends frames for the
+    MAC, or "", and whether its bridge has an entry that sends these frames to the device.
     """
     body = _request(_AF_BRIDGE, index, _SELF) + _mac(mac)
     answer = rtnl.get_one(f"find the host of {mac}", _GETNEIGH, body, _ABSENT)

@@ -71,7 +71,7 @@ Reply = tuple[int, int, int, bytes]  # kind, flags, sequence number and body of 
 
 
 def refused(what: str, number: int, message: str = "") -> KernelError:
-    """Return the error for a request that failed, from its errno and the kernel's message."""
+    """Return the error for a failed request ``what``, from its errno and the kernel's message."""
     reason = os.strerror(number) if number else ""
     reason = reason[:1].lower() + reason[1:]
     if message:
@@ -228,7 +228,7 @@ class Netlink:
             raise refused(what, error.errno or 0) from error
 
     def enlarge_buffer(self, size: int) -> None:
-        """Set the size of the receive buffer in bytes. Without the privilege, nothing changes."""
+        """Set the size of the receive buffer in bytes. Without CAP_NET_ADMIN, nothing changes."""
         with contextlib.suppress(PermissionError):  # in a user namespace
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
 
@@ -419,7 +419,7 @@ class Netlink:
         return replies
 
     def _drain(self) -> None:
-        """Discard the rest of an abandoned list. `dump` ignores parts that arrive later."""
+        """Discard the rest of a list that was not read to its end, as far as it has arrived."""
         with contextlib.suppress(OSError):
             while self._socket.recv(_BUFFER, socket.MSG_DONTWAIT):
                 pass

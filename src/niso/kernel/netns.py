@@ -321,9 +321,9 @@ def _release(name: str) -> None:
 
 
 def link(name: str, path: str) -> None:
-    """Create or atomically replace the symbolic link ``name`` in /run/netns, which leads to the
-    namespace at ``path``. The link does not keep the namespace alive. Raises KernelError with
-    EEXIST if ``name`` exists and is not a symbolic link.
+    """Create or atomically replace the symbolic link ``name`` in /run/netns to the namespace at
+    ``path``. The link does not keep the namespace alive. Raises KernelError with EEXIST if ``name``
+    exists and is not a symbolic link.
     """
     there = _path(name)
     what = f"name the network namespace {path} '{name}'"
@@ -498,7 +498,7 @@ def _call(function: str, *arguments: object, path: str) -> None:
 
 
 class ForeignNetns(NamedTuple):
-    """Facts about an existing network namespace, which any program may have created."""
+    """The properties of a network namespace that any program may have created."""
 
     cookie: int
     mark: str  # niso's mark on the namespace's lo, "" if niso did not create the namespace
@@ -614,7 +614,7 @@ class Sockets:
         unpin()
 
     def here(self) -> Rtnl:
-        """Return a socket in the caller's namespace. Later calls return the same socket."""
+        """Return an rtnetlink socket in the caller's namespace, always the same."""
         if self._here is None:
             self._here = Rtnl()
         return self._here

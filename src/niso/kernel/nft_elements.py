@@ -147,7 +147,9 @@ def _limit(expression: dict[int, bytes]) -> Atoms:
 
 
 def pack_range(kind: int, atom: Any) -> tuple[bytes, bytes]:
-    """Encode a field of a key as (first value, last value). Both are equal for a single value."""
+    """Encode one field of a set's key, which has the type ``kind``, as the bytes (first value, last
+    value). Both are equal unless the field is a range or a prefix.
+    """
     width, pack, _ = _CODECS[kind]
     if kind in _RANGES:
         return pack(atom[0]), pack(atom[1])
@@ -165,7 +167,7 @@ def pack_range(kind: int, atom: Any) -> tuple[bytes, bytes]:
 
 
 def unpack_range(kind: int, first: bytes, last: bytes) -> Any:
-    """Decode a field of a key from its first and last value: the inverse of `pack_range`."""
+    """Decode the bytes of a field's first and last value: the inverse of `pack_range`."""
     width, _, unpack = _CODECS[kind]
     if kind in _RANGES:
         return unpack(first), unpack(last)
@@ -601,13 +603,15 @@ def data_value(nest: bytes) -> bytes:
 
 
 def _pack_key(header: Header, key: Atoms) -> tuple[bytes, bytes]:
-    """Encode a key as (first value, last value). Without intervals, the last value is b""."""
+    """Encode a key as bytes (first value, last value). Without intervals, the latter is b""."""
     first, last = _pack_fields(header.key, key)
     return first, last if header.interval else b""
 
 
 def _pack_fields(kinds: tuple[int, ...], atoms: Atoms) -> tuple[bytes, bytes]:
-    """Encode fields as (first values, last values). Each of several fields is padded to 32 bits."""
+    """Encode the fields of a key as bytes (first values, last values). If there are several fields,
+    each is padded to a multiple of 32 bits.
+    """
     ranges = [pack_range(kind, atom) for kind, atom in zip(kinds, atoms, strict=True)]
     if len(ranges) == 1:
         return ranges[0]
@@ -692,8 +696,9 @@ class Element(NamedTuple):
 
     @property
     def value_text(self) -> str:
-        """Return the value or rate limit in nft's syntax. For an element of an audit period, return
-        how its timeout in the kernel differs from the desired one, or "".
+        """Return the element's value or rate limit in nft's syntax, or "" without a value. For an
+        element of an audit period, return how its timeout in the kernel differs from the desired
+        one.
         """
         if self.ends:
             return " ".join(self.value[2:])

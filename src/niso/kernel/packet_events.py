@@ -406,7 +406,7 @@ _MOST_WAYS = 4096
 
 
 class Dropped(NamedTuple):
-    """A dropped packet and the rule that dropped it."""
+    """A dropped packet and the rule that dropped it. ``length`` is the packet's full length."""
 
     table: str
     chain: str

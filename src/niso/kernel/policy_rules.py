@@ -464,8 +464,8 @@ A packet from the middle of a closed TCP connection starts no flow from or to th
 
 
 def chain(ingress: bool, log: bool) -> str:
-    """Return the name of the nftables chain for packets that a policy with an audit denies. The
-    chain drops the packets after the end of the audit period.
+    """Return the name of the nftables chain that decides on packets which a policy with an audit
+    denies. It drops the packets after the end of the audit period.
     """
     return f"audit_{'log_' if log else ''}{'in' if ingress else 'out'}"
 
@@ -510,8 +510,8 @@ _TOO_LONG = "with a timeout after its end"
 
 
 def term(entry: str) -> tuple[int, int] | tuple[()]:
-    """Return the audit period (since, until) from an element's comment, or () if niso did not write
-    the comment. ``entry`` is the comment without the service.
+    """Return the audit period (since, until), in seconds since 1970, from an element's comment.
+    ``entry`` is the comment after the name of the service: "SINCE UNTIL". Otherwise return ().
     """
     since, _, until = entry.partition(" ")
     try:
@@ -521,8 +521,9 @@ def term(entry: str) -> tuple[int, int] | tuple[()]:
 
 
 def left_s(since: int, until: int, now: float) -> float:
-    """Return how many seconds of an audit period remain, or `ENDLESS`. Parameters are in seconds
-    since 1970. Returns 0 if the period has ended, or if the clock is implausible (`SLACK_S`).
+    """Return the remaining seconds of an audit period, at least 0. Parameters are in seconds since
+    1970. Returns infinity for a period without an end. If the clock shows a time long before the
+    start of the period, the clock is wrong, and the result is 0.
     """
     if until == NEVER and since:
         return ENDLESS
@@ -532,7 +533,7 @@ def left_s(since: int, until: int, now: float) -> float:
 
 
 def timeout_s(value: tuple[Any, ...], now: float) -> float:
-    """Return the remaining seconds of the audit period ``value`` (since, until), as `left_s` does."""
+    """Return `left_s` of an audit period ``value`` (since, until), or 0 if ``value`` is empty."""
     return left_s(value[0], value[1], now) if value[1:] else 0
 
 
@@ -541,11 +542,9 @@ def is_wanted(value: tuple[Any, ...], now: float) -> bool:
 
 
 def seen(left: float | None, value: tuple[Any, ...], now: float) -> str | None:
-    """Return how an nftables element's timeout differs from the end of its audit period ``value``.
-
-    ``left`` are the seconds until the element expires, or None if it has no timeout. Returns "" if
-    the timeout is as desired. Returns None if the element expires so soon that callers must ignore
-    it.
+    """Return how the timeout of an element differs from the end of its audit period ``value``, or
+    "" if it does not. ``left`` is the number of seconds until the element expires, or None without
+    a timeout. Returns None if the element expires so soon that callers must ignore it.
     """
     right = timeout_s(value, now)
     if left is None:

@@ -247,8 +247,9 @@ class Kernel:
         conntrack.flush_addresses(addresses)
 
     def flush_ports(self, claims: Iterable[tuple[str, int, int]], answered: bool) -> None:
-        """Delete the tracked flows to ports of the host, which are (protocol, first, last). TCP
-        flows that have had a reply are deleted only with ``answered`` (`conntrack.flush_ports`).
+        """Delete the tracked flows to the host's ports ``claims``, each (protocol, first port, last
+        port). TCP flows that have had a reply are deleted only with ``answered``
+        (`conntrack.flush_ports`).
         """
 
         def own() -> list[str]:
@@ -295,7 +296,7 @@ class Kernel:
     socket_holders = staticmethod(sockets.holders)
 
     def foreign_nat(self) -> dict[str, int]:
-        """Return the IPv4 SNAT chains of other programs (`ForeignChains.nat4`)."""
+        """Return the IPv4 SNAT chains of other programs, as `ForeignChains.nat4` does."""
         with self.foreign_chains() as source:
             return source.nat4()
 

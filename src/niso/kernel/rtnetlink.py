@@ -344,7 +344,7 @@ class Rtnl(netlink.Netlink):
         self.transact(*new_address(link_index, cidr, replace, routed))
 
     def add_connected_route(self, link_index: int, cidr: str) -> None:
-        """Add the route to an address's prefix that the kernel normally adds by itself."""
+        """Add the route to an address's prefix that the kernel normally adds with the address."""
         family, packed, length = parse_cidr(cidr)
         _, network, _ = parse_cidr(prefix(cidr))
         is_4 = family == socket.AF_INET
@@ -598,7 +598,7 @@ def add(rtnl: Rtnl, rule: str, family: int) -> None:
 
 
 def delete(rtnl: Rtnl, name: str, family: int, drift: str = "") -> None:
-    """Delete niso's routing rules with this name and drift (`of_niso`)."""
+    """Delete niso's routing rules that `of_niso` returns with this name and this drift."""
     what = f"delete the routing rule '{selector(name)}'"
     for *rule, body in of_niso(rtnl, family):
         if rule == [name, drift]:

@@ -120,9 +120,9 @@ _BURST = {FLOWS: 5, FRAGMENTS: 5, ARP: 10, ASKERS: 5, TO_ALL: 5}  # burst, in se
 
 
 def limit(what: str, rate: int) -> tuple[int, str, int, bool]:
-    """Return the value of an element that limits a rate. ``what`` is the element's set, and
-    ``rate`` is in packets per second. The value is (rate, unit of time, burst in packets, True).
-    True means that packets above the limit match.
+    """Return the value of an element that limits a rate: (rate, unit of time, burst in packets,
+    True). ``what`` is the name of the element's set, and ``rate`` is in packets per second. True
+    means that packets above the limit match.
     """
     return (rate, "second", rate * _BURST[what], True)
 
@@ -894,7 +894,9 @@ DIGEST = sha256(TABLES.encode()).hexdigest()[:8]
 
 
 def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]]:
-    """Parse the declarations of sets and maps in `TABLES`, except sets that rules fill."""
+    """Yield ((table, name), (key type, value type, is interval)) for each set and map in `TABLES`,
+    except sets that rules fill. Of a set, the value type is None, or "limit" for rate limits.
+    """
     table = ""
     for line in TABLES.splitlines():
         if line.startswith("table "):
@@ -942,7 +944,7 @@ LATE = frozenset(_GUARDS.split())
 
 
 def rules_of(table: str, chain: str) -> list[str]:
-    """Return the rules of one chain in one of niso's tables, in order."""
+    """Return the rules of one chain in niso's definition of a table, in the chain's order."""
     body = TABLES.partition(f"table {table} {{")[2].partition(f"chain {chain} {{\n")[2]
     lines = [line.strip() for line in body.partition("\n\t}")[0].splitlines()]
     return [line for line in lines if not line.startswith("type ")]

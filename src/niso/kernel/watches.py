@@ -209,8 +209,8 @@ class Watches:
         return bool(self._poll.poll(seconds))
 
     def read(self) -> tuple[bool, list[TableChange] | None]:
-        """Return whether anything has changed since the last call, and the transactions that
-        changed niso's tables. If the kernel's messages about transactions were lost, they are None.
+        """Return (whether anything has changed since the last call, the transactions that changed
+        niso's tables). The transactions are None if messages of the kernel were lost.
         """
         messages = received(self._tables)
         tables = None if messages is None else table_changes(messages, self._touched)

@@ -416,7 +416,9 @@ _REMOVE_S = 5.0
 
 
 class LabCgroup(NamedTuple):
-    """A mounted cgroup hierarchy, and the folder of a lab in this hierarchy."""
+    """A mounted cgroup hierarchy, and the folder of a lab in it. ``lock`` is a locked descriptor of
+    this folder while the lab runs.
+    """
 
     point: str
     unified: bool

@@ -56,8 +56,8 @@ class _Terminal:
     """The controlling terminal, which is given to the command if possible.
 
     If the command has its own process group, ``kill 0`` only affects the lab, and Ctrl-C does not
-    reach niso. In a pipeline or in the background, the shell's process group must keep the
-    terminal, and the command stays in that group.
+    reach niso. In a pipeline or in the background, the command stays in the shell's process group,
+    which needs the terminal.
     """
 
     def __init__(self) -> None:
@@ -160,9 +160,8 @@ def _folder(path: str) -> str:
 
 
 def _in_child(failure: int, work: Callable[[], int]) -> NoReturn:
-    """Run a function in this forked process, and exit with the status that it returns.
-
-    An error is written to the pipe ``failure`` as JSON, [message, hint], for the caller of `run`.
+    """Run a function in this forked process, and exit with the status that it returns. An error is
+    written to the pipe ``failure`` as JSON, [message, hint], for the caller of `run`.
     """
     status = FAILED
     try:
@@ -222,7 +221,6 @@ def _supervise(lab: _Lab, caller: int, failure: int) -> int:
 
 def _run_init(lab: _Lab, supervisor: int) -> int:
     """Run the lab's PID 1: set up the lab, run the command, and reap exited processes.
-
     ``supervisor`` is a pidfd of the supervisor.
     """
     _die_with_parent(signal.SIGKILL)

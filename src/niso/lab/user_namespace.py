@@ -1,9 +1,9 @@
 """Become root of a new user namespace, so that ``niso lab`` needs no root of the machine.
 
-In a user namespace (user_namespaces(7)), an ordinary user is root over the mounts, networks and
-processes of the lab, and over nothing else. Each service has a uid of its own, so the namespace
-gets the user's subordinate ids (subuid(5)), which newuidmap(1) maps. In a container without the
-capabilities for a lab, root maps ids of the container without newuidmap.
+In a user namespace (user_namespaces(7)), an ordinary user has the capabilities of root, but only
+for the mounts, networks and processes of the lab. Each service has a uid of its own, so the
+namespace gets the user's subordinate ids (subuid(5)), which newuidmap(1) maps. In a container
+without the capabilities for a lab, root maps ids of the container without newuidmap.
 """
 
 from __future__ import annotations
@@ -51,10 +51,8 @@ def _has(*capabilities: int) -> bool:
 
 
 def enter() -> None:
-    """Move this process into a new user namespace, as its root.
-
-    The process must have a single thread. Raises Error, which names the setting or the package that
-    is missing.
+    """Move this process into a new user namespace, as its root. The process must have a single
+    thread. Raises Error, which names the setting or the package that is missing.
     """
     is_root = os.geteuid() == 0 and _has(_SETUID, _SETGID)
     maps = {kind: _map_of(kind, is_root) for kind in ("uid", "gid")}
@@ -165,7 +163,9 @@ def _name() -> str:
 
 
 def _subordinate(kind: str) -> list[tuple[int, int]]:
-    """Return the ranges (first id, number) of subordinate ids of this user."""
+    """Return this user's subordinate ids of a kind, "uid" or "gid", as ranges (first id, number).
+    Raises Error if a program for them is missing.
+    """
     for tool in ("newuidmap", "newgidmap", "getsubids"):
         if not shutil.which(tool):
             reason = f"a lab without root needs {tool}, which is not installed"
@@ -196,9 +196,8 @@ def _read(path: str) -> str:
 
 
 def _forbidden(number: int) -> Error:
-    """Return the error that names the setting which forbids user namespaces.
-
-    ``number`` is the errno of unshare(2).
+    """Return the error that names the setting which forbids user namespaces. ``number`` is the
+    errno of unshare(2).
     """
     for name, bad, good in _SETTINGS:
         if _read(f"/proc/sys/{name.replace('.', '/')}") == bad:
@@ -218,7 +217,6 @@ def _forbidden(number: int) -> Error:
 
 def why_no_mount(kind: str, number: int) -> str | None:
     """Return the hint for a mount that the kernel refuses inside a user namespace, or None.
-
     ``kind`` is the type of the file system, and ``number`` is the errno of mount(2).
     """
     if number == errno.EACCES:

@@ -136,8 +136,9 @@ def _network(snapshot: Snapshot, network: NetworkRecord) -> Iterator[KernelObjec
 def _remote(
     remote: PlannedService, networks: dict[str, NetworkRecord], alias: str
 ) -> Iterator[KernelObject]:
-    """Yield the objects that connect services on this host to a service of another host. Some of
-    them prevent other services from sending packets from the addresses of this service.
+    """Yield the objects for a service of another host: the neighbour and forwarding entries for its
+    addresses and MAC, and nftables elements. The elements allow its addresses as source addresses
+    only in packets from that host.
     """
     for endpoint in remote.endpoints:
         network = networks[endpoint.network]

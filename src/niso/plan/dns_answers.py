@@ -83,7 +83,9 @@ def after(before: Outside, heard: Iterable[DnsAnswer], forbids: Forbids, now: fl
 
 
 def barred(before: Outside, forbids: Forbids, now: float) -> Outside:
-    """Return the record ``before`` with the state PAST for addresses that are now forbidden."""
+    """Return the record ``before`` of a DNS name, with the state PAST for addresses that
+    ``forbids`` now refuses. ``now`` is in seconds since 1970.
+    """
     in_use = before.in_state(NOW, FORMER)
     gone = {address: reason for address in in_use if (reason := forbids(address))}
     if not gone:

@@ -128,7 +128,9 @@ def sealed(port: int) -> Element:
 
 
 def spans(network: str, vxlan: str) -> list[Element]:
-    """Return the elements for the VXLAN device of a network that spans hosts."""
+    """Return the elements that add the VXLAN device of a network that spans hosts to the sets of
+    niso's bridge ports and VXLAN devices.
+    """
     sets = ((INET, "ports"), (BRIDGE, "ports"), (INET, "vxlans"))
     return [Element(*one, (vxlan,), (), network) for one in sets]
 
@@ -174,9 +176,9 @@ def _source(service: str, link: str, mac: str, address: str) -> list[Element]:
 
 
 def receivers(service: str, bridge_mac: str, mac: str, addresses: Iterable[str]) -> list[Element]:
-    """Return the nftables elements that direct packets on a bridge to a service. Services send all
-    packets to the bridge's MAC. The rules replace this MAC by the service's if the destination is
-    in ``addresses``.
+    """Return the nftables elements that make a bridge forward packets to a service. Services send
+    all packets to the bridge's MAC. The rules replace this MAC by the service's if the destination
+    is in ``addresses``.
     """
     return [
         Element(BRIDGE, f"receivers{family_of(address)}", (bridge_mac, address), (mac,), service)

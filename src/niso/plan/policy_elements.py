@@ -432,8 +432,8 @@ class _Entries:
                 yield from self.of_peer.get(OUTSIDE, ())
 
     def addresses(self, only: frozenset[str] | None) -> set[str]:
-        """Return the addresses of peers that need elements of their own. If ``only`` is not None,
-        addresses of services are left out unless ``only`` contains them.
+        """Return the peers' addresses, of this direction's IP version, that need elements of their
+        own. If ``only`` is not None, addresses of services that are not in ``only`` are left out.
         """
         found = set(self.singles)  # no matter which service has them
         for peer in self.of_peer:
@@ -491,7 +491,9 @@ The addresses are integers, and the peers are prefixes and networks.
 
 
 def _of_classes(entries: _Entries) -> Iterator[Element]:
-    """Yield the elements for peers that are prefixes or networks, which are grouped in classes."""
+    """Yield the elements for peers that are prefixes or networks. They map ranges of addresses to
+    classes, and classes to verdicts.
+    """
     direction, wide = entries.direction, entries.wide
     numbers: dict[_Table, int] = {}
     for part, runs in ((CLASS, entries.runs), (OUTER, entries.outer)):

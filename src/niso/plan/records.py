@@ -33,7 +33,9 @@ class Span(NamedTuple):
 
 
 class Tunnel(NamedTuple):
-    """This host's WireGuard interface in an encrypted cluster (kernel/kinds/tunnels.py)."""
+    """This host's WireGuard interface in an encrypted cluster (kernel/kinds/tunnels.py). ``others``
+    are its peers as (public key, endpoint, address inside the tunnel).
+    """
 
     form: str
     address: str  # inside the tunnel, with its prefix length
@@ -58,8 +60,8 @@ class NetworkRecord(NamedTuple):
 
 
 class PortMapping(NamedTuple):
-    """A published port or range: ``count`` ports of the host from ``host_port`` on, which lead to
-    as many ports of a service from ``container_port`` on.
+    """A published port or range: ``count`` ports of the host, from ``host_port`` on, are translated
+    to the same number of ports of a service, from ``container_port`` on.
     """
 
     host_ip: str  # one address, or ANY, ANY4, ANY6
@@ -123,7 +125,7 @@ METADATA_WORD = "metadata"
 
 
 class Peer(NamedTuple):
-    """The other end in a policy entry: a source of packets (ingress) or a destination (egress)."""
+    """The peer of a policy entry: the source of packets (ingress) or their destination (egress)."""
 
     kind: str  # "service", "network", "prefix", "prefixes", "outside" (a DNS name) or "machines"
     name: str  # or canonical prefixes: "10.99.1.2/32", "fd00::/8", separated by commas

@@ -36,9 +36,7 @@ def unique_local(state_id: str) -> ipaddress.IPv6Network:
 def free_prefix(
     pool: Network, length: int, taken: Iterable[Network], kept: Network | None = None
 ) -> Network | None:
-    """Return the lowest prefix with the given length in ``pool`` that does not overlap ``kept`` or
-    a prefix in ``taken``. Returns None if there is no such prefix.
-    """
+    """Check the path of a packet to an address of neither the host nor a network of niso."""
     size = 1 << (pool.max_prefixlen - length)
     every = [net for net in taken if net.version == pool.version]
     every += [kept] if kept is not None else []
@@ -201,8 +199,8 @@ def _gateway(text: str, hint: str) -> ipaddress.IPv4Address | ipaddress.IPv6Addr
 
 
 def require_same(present: records.NetworkRecord, request: NetworkRequest, where: str = "") -> None:
-    """Raise Conflict if the existing network ``present`` differs from the requested network. In the
-    message, ``where`` is added to the words "already exists".
+    """Raise Conflict if the existing network ``present`` has other properties than the requested
+    one, such as its subnets or MTU. ``where`` follows "already exists" in the message.
     """
     there = {subnet.family: subnet for subnet in present.subnets}
     nets = [ipaddress.ip_network(subnet.cidr) for subnet in present.subnets]

@@ -40,7 +40,8 @@ class Party(NamedTuple):
 class Reason(NamedTuple):
     """The result of one check of a packet (path, egress or ingress), and the reason for the result.
     ``service``, ``key`` and ``text`` identify the manifest entry that decides, or are "". With
-    ``audits``, the entry would deny the packet, but its policy is in its audit period.
+    ``audits``, the entry would deny the packet, but its policy is in its audit period. With
+    ``late``, the path is checked after the policies.
     """
 
     passes: bool
@@ -247,7 +248,7 @@ def _egress(
 ) -> Reason:
     if sender is None:
         return Reason(True, f"{_who(context, own)} has no niso policy")
-    return _said(sender[0], _judge(context, sender[0], False, to, port, proto))
+    return _adjusted(sender[0], _judge(context, sender[0], False, to, port, proto))
 
 
 def _ingress(
@@ -257,7 +258,7 @@ def _ingress(
         return Reason(True, f"{_who(context, own)} has no niso policy")
     if is_host(context, by):
         return Reason(True, "the host may always connect")
-    return _said(receiver[0], _judge(context, receiver[0], True, by, port, proto))
+    return _adjusted(receiver[0], _judge(context, receiver[0], True, by, port, proto))
 
 
 def _among_all(
@@ -269,7 +270,7 @@ def _among_all(
     proto: str,
 ) -> Reason:
     """Evaluate the ingress policies of all services that a multicast or broadcast packet reaches.
-    The policies are enforced during their audit periods, too.
+    The packet passes unless all of them deny it. Their audit periods have no effect.
     """
     passing: dict[bool, list[str]] = {True: [], False: []}
     for known in context.services.values():
@@ -289,11 +290,11 @@ def _among_all(
     return Reason(bool(hearers) or not others, f"received by {hearers or 'no service'}{refused}")
 
 
-def _said(known: KnownService, reason: Reason) -> Reason:
+def _adjusted(known: KnownService, reason: Reason) -> Reason:
     """Return ``reason``, the result of a service's policy, adjusted for its audit period and host.
 
-    During its audit period, a policy lets pass what it would deny. For a service of another host,
-    the message says that this host decides, by the policy that it has published.
+    During its audit period, a policy accepts what it would deny. For a service of another host, the
+    message says that this other host decides. A policy that is not known here denies nothing.
     """
     if known.host and not known.heard:
         return Reason(True, f"{known.host} decides: the policy of {known.name} is not known here")
@@ -475,7 +476,7 @@ def is_name_server_elsewhere(
 def _to_service(
     context: PolicyContext, packet: _Packet, known: KnownService, network: str
 ) -> Reason:
-    """Check the path of a packet to an address of a service."""
+    """Check the path (without policies) of a packet to an address of the service ``known``."""
     sender, entered = packet.sender, packet.entered
     across = sender is not None and network != entered
     if across and context.networks[entered].internal:
@@ -513,7 +514,7 @@ def _to_service(
 
 
 def _to_unused(context: PolicyContext, packet: _Packet) -> Reason:
-    """Check the path of a packet to an address of a network that no service has."""
+    """Check the path of a packet to an address in a network of niso that no service has."""
     network = network_of(context, packet.destination)
     across = packet.sender is not None and network is not None and network.name != packet.entered
     if across and context.networks[packet.entered].internal:
@@ -557,8 +558,9 @@ def _outwards(context: PolicyContext, packet: _Packet) -> Reason:
 
 
 def _later_link(context: PolicyContext, address: Address) -> str:
-    """Return the host's interface that leads to an address, if it was created after niso enabled
-    forwarding, otherwise "". niso's rules do not restrict forwarding through such an interface.
+    """Return the host's interface to which packets for an address are routed, if it was created
+    after niso enabled forwarding, otherwise "". niso's rules do not restrict forwarding through
+    such an interface.
     """
     routes = [prefix for prefix in context.routes if within(address, prefix)]
     return context.routes[max(routes, key=_prefix_length)] if routes else ""
@@ -651,7 +653,7 @@ class KnownService(NamedTuple):
 
     @property
     def owner(self) -> str:
-        """Return the name that users know: for an instance, the name of its service."""
+        """Return the service's name as users see it: ``web`` for the instance ``web.2``."""
         return self.front or self.name
 
 

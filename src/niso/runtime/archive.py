@@ -135,9 +135,8 @@ def _write_attributes(member: tarfile.TarInfo, fd: int) -> None:
 
 
 class _Content:
-    """A reader of exactly ``size`` bytes of a file, which also computes their digest.
-
-    A running service may shorten the file during the read. The missing bytes are read as zeros.
+    """A reader of exactly ``size`` bytes of a file, which also computes their digest. A running
+    service may shorten the file during the read. The missing bytes are read as zeros.
     """
 
     def __init__(self, fd: int, size: int) -> None:
@@ -246,9 +245,8 @@ class ArchiveWriter:
 
 @contextmanager
 def compressed(out: IO[bytes]) -> Iterator[IO[bytes]]:
-    """Yield a writable file. The data written to it is compressed and written to ``out``.
-
-    Uses the program zstd, or gzip if zstd is not installed. Raises Error.
+    """Yield a writable file. The data written to it is compressed and written to ``out``. Uses the
+    program zstd, or gzip if zstd is not installed. Raises Error.
     """
     program = shutil.which("zstd")
     if program is None:
@@ -354,7 +352,6 @@ class _Header(tarfile.TarInfo):
 
     def _proc_member(self, reader: tarfile.TarFile) -> tarfile.TarInfo:
         """Read the blocks that belong to a header, such as a long name. Overrides tarfile's method.
-
         Raises InvalidInput if they are too long.
         """
         if self.type == tarfile.GNUTYPE_SPARSE:
@@ -506,9 +503,8 @@ class _Place:
             raise Error(reason, hint)
 
     def go(self, parts: list[str], name: str) -> int:
-        """Open a folder below the top without following links, and return its descriptor.
-
-        ``name`` is the entry, for messages. Raises InvalidInput if the folder does not exist.
+        """Open a folder below the top without following links, and return its descriptor. ``name``
+        is the entry, for messages. Raises InvalidInput if the folder does not exist.
         """
         same = 0
         for have, want in zip(self._at, parts, strict=False):

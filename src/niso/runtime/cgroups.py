@@ -40,7 +40,7 @@ def roots() -> list[str]:
 
 
 def _own_cgroups() -> dict[str, str]:
-    """Map the mount point of each hierarchy to this process's cgroup in it (proc_pid_cgroup(5)).
+    """Return {mount point: this process's cgroup} for all hierarchies (proc_pid_cgroup(5)).
 
     The list of mounts is read only if a hierarchy is not at its usual mount point, because reading
     it takes 2 ms with 1,000 services. The cgroups are then unknown, and the values are "".
@@ -229,16 +229,17 @@ def move_nowhere() -> None:
 
 
 def own_lines() -> list[tuple[str, str]]:
-    """Return (controllers, path) for each cgroup of this process (proc_pid_cgroup(5))."""
+    """Return (controllers, path) for each cgroup of this process (proc_pid_cgroup(5)). Controllers
+    are separated by commas; for v2 they are "".
+    """
     with open(_OWN, encoding="utf-8", errors="surrogateescape") as lines:
         parts = [line.rstrip("\n").split(":", 2) for line in lines]
     return [(controllers, path) for _, controllers, path in parts]
 
 
 def controllers_in(options: set[str], known: Iterable[str]) -> str | None:
-    """Return the item of ``known`` that lists the controllers of a v1 hierarchy, or None.
-
-    ``options`` are the mount options of the hierarchy. An item is, for example, "cpu,cpuacct".
+    """Return the item of ``known``, such as "cpu,cpuacct", whose controllers a v1 hierarchy has.
+    Returns None if there is no such item. ``options`` are the hierarchy's mount options.
     """
     return next((names for names in known if names and set(names.split(",")) <= options), None)
 
@@ -259,9 +260,8 @@ def _words(path: str) -> list[str]:
 
 
 def holds(path: str, pid: int) -> bool:
-    """Return whether a running process is in a cgroup or in a descendant of the cgroup.
-
-    ``path`` is the cgroup's path as this process sees it. The full path may be longer.
+    """Return whether a running process is in a cgroup or in a descendant of the cgroup. ``path`` is
+    the cgroup's path as this process sees it. The full path may be longer.
     """
     lines = os.fsdecode(files.of_process(pid, "cgroup")).split("\n")
     if any(f"{path}/" in f"{line}/" for line in lines):
@@ -270,9 +270,8 @@ def holds(path: str, pid: int) -> bool:
 
 
 def holds_wholly(path: str, pid: int) -> bool:
-    """Return whether a process is in or below a cgroup in all hierarchies that crun uses.
-
-    crun uses all v1 hierarchies, or v2 if there is no v1. Returns True if the process has exited.
+    """Return whether a process is in or below a cgroup in all hierarchies that crun uses. crun uses
+    all v1 hierarchies, or v2 if there is no v1. Returns True if the process has exited.
     """
     content = os.fsdecode(files.of_process(pid, "cgroup"))
     if not content:

@@ -62,9 +62,8 @@ def container_dir(service: str) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment variables for conmon, crun and niso's exit command.
-
-    LANG is left out: with LANG, conmon and nsenter would each read the twelve files of a locale.
+    """Return the environment variables for conmon, crun and niso's exit command. LANG is left out:
+    with LANG, conmon and nsenter would each read the twelve files of a locale.
     """
     fixed = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_CTYPE": "C.UTF-8"}
     names = (name for name in os.environ if name.startswith("NISO_") and "FAILPOINT" not in name)
@@ -187,9 +186,8 @@ def load(service: str) -> ProcessSpec | None:
 
 
 def group(service: str) -> str | None:
-    """Return the cgroup of a service's present activation, or None if spec.json is missing.
-
-    Only this field of spec.json is decoded, because lists of many services call this function.
+    """Return the path of a service's cgroup, or None if its spec.json is missing or damaged. Only
+    the state id is decoded, because lists of many services call this function.
     """
     fields = read_json(f"{paths.service_dir(service)}/spec.json") or {}
     state_id = fields.get("state_id")
@@ -198,9 +196,8 @@ def group(service: str) -> str | None:
 
 @lru_cache(maxsize=1)
 def _parsed(text: bytes) -> ProcessSpec | None:
-    """Decode the content of a spec.json, or return None if it is damaged.
-
-    The result is cached, because reading a status decodes the same content several times in a row.
+    """Decode the content of a spec.json, or return None if it is damaged. The result is cached,
+    because reading a status decodes the same content several times in a row.
     """
     fields = _parse_json(text)
     try:
@@ -287,7 +284,6 @@ def open_supervisor(pid: int | None, bundle: str) -> int:
 
 def _open_if(pid: int | None, is_it: Callable[[int], bool]) -> int:
     """Return a pidfd of a process. Return -1 if the process is missing or ``is_it`` is false.
-
     ``is_it`` is called after the pidfd is opened, because before that the pid could be reused.
     """
     if pid is None:
@@ -346,9 +342,8 @@ def int_or_none(value: object) -> int | None:
 
 
 def wait_readable(fd: int, timeout_s: float) -> bool:
-    """Wait until a descriptor is readable. A pidfd is readable when its process has exited.
-
-    Returns False after ``timeout_s`` seconds.
+    """Wait at most ``timeout_s`` seconds until a descriptor is readable, and return whether it is.
+    A pidfd is readable when its process has exited.
     """
     poll = select.poll()
     poll.register(fd, select.POLLIN)

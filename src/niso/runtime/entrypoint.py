@@ -45,7 +45,7 @@ _NOT_EXECUTABLE = Problem("is not executable", "chmod +x {} (beside manifest.tom
 
 
 def mounts_of(package: str, rootfs: str | None) -> dict[str, str]:
-    """Map a service's mount points to folders of the host. "" is the root, /app the package."""
+    """Map the mount points of a service's root ("") and package (/app) to folders of the host."""
     return {"": rootfs or "/", APP: package}
 
 
@@ -104,9 +104,8 @@ def search(mounts: dict[str, str], command: str, path_env: str) -> str | None:
 
 
 def problem_with(mounts: dict[str, str], path: str, depth: int = 0) -> Problem | None:
-    """Return why a file cannot be executed in the service, or None if it can be.
-
-    ``depth`` counts the script interpreters that led to this file.
+    """Return why a file cannot be executed in the service, or None if it can be. ``depth`` counts
+    the script interpreters that led to this file.
     """
     try:
         fd, real = open_inside(mounts, path)
@@ -369,9 +368,8 @@ def _open_part(mounts: dict[str, str], parts: list[str], fd: int) -> int:
 
 
 def read_inside(mounts: dict[str, str], path: str) -> bytes:
-    """Return the content of a small regular file as the service sees it.
-
-    Raises OSError: EFBIG if the file is larger than `MAX_FILE_BYTES`, EINVAL if it is not regular.
+    """Return the content of a small regular file as the service sees it. Raises OSError: EFBIG if
+    the file is larger than `MAX_FILE_BYTES`, EINVAL if it is not regular.
     """
     fd, _ = open_inside(mounts, path)
     try:

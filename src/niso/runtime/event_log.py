@@ -142,7 +142,11 @@ def record_health(
 def _record(
     compare: Callable[[float], tuple[list[Happened], dict[str, ServiceState | None]]],
 ) -> None:
-    """Append the events that ``compare`` returns to the ring, and store the states it returns."""
+    """Append events to the ring, and store the states of services. Errors are ignored.
+
+    ``compare`` is called with the present Unix time. It returns (events, {service: state, or None
+    to delete the state}).
+    """
     try:
         lock = open_lock(".events")
         try:
@@ -374,9 +378,9 @@ def _of_networks(
 ) -> Iterator[Happened]:
     """Yield the events that follow from a comparison of recorded and present networks.
 
-    ``known`` has the recorded networks. After a boot it is None, and only networks that were
-    created since the boot cause events. ``made`` has the creation time and subnets of each present
-    network.
+    ``known`` has the names of the recorded networks. After a boot it is None, and only networks
+    that were created since the boot cause events. ``made`` maps each present network to its
+    creation time and its subnets. Times are in seconds since 1970.
     """
     up_since = now - time.clock_gettime(time.CLOCK_BOOTTIME)
     for name, (at, subnets) in sorted(made.items()):

@@ -72,9 +72,8 @@ def execute(
 def capture(
     service: str, command: list[str], stdin: bytes = b"", user: ProcessUser | None = None
 ) -> tuple[int, bytes, bytes]:
-    """Run a command in a service. Return its exit status, its stdout and its stderr.
-
-    No signal is forwarded, so any thread can call this function. Raises the errors of `execute`.
+    """Run a command in a service. Return its exit status, its stdout and its stderr. No signal is
+    forwarded, so any thread can call this function. Raises the errors of `execute`.
     """
     files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
     try:

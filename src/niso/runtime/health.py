@@ -43,10 +43,10 @@ if TYPE_CHECKING:
 
 
 def advance(probes: Sequence[HealthProbe], others: Sequence[int], until: float) -> None:
-    """Continue the probes that are ready, after a wait until at least one of them is.
+    """Wait until at least one of ``probes`` is ready, and continue the probes that are ready.
 
     The wait also ends if a descriptor in ``others`` is readable, at the deadline of a probe, and at
-    ``until`` (monotonic time in seconds). Probes whose deadline has passed end.
+    ``until`` (monotonic time in seconds). A probe fails when its deadline has passed.
     """
     poll = select.poll()
     for probe in probes:
@@ -66,7 +66,7 @@ def advance(probes: Sequence[HealthProbe], others: Sequence[int], until: float) 
 
 
 class Probed(NamedTuple):
-    """The recorded results of probes during one run of a service."""
+    """When a run was last probed, when a probe last succeeded, and the failures since then."""
 
     run: tuple[int, float]
     """Identifies the run: the pid of PID 1 on the host, and its start as a Unix time in seconds."""
@@ -93,7 +93,7 @@ class HealthTarget(NamedTuple):
 
 
 class Health(NamedTuple):
-    """The health of one service, derived from the results of its probes."""
+    """The health of a service (healthy, unhealthy or starting), according to its probes."""
 
     state: str
     """one of healthy, unhealthy and starting"""
@@ -272,7 +272,7 @@ class HealthProbe:
         self.advance()
 
     def advance(self) -> None:
-        """Continue the probe as far as possible without blocking."""
+        """Continue the probe as far as possible without blocking. Sets ``answer`` at the end."""
         try:
             sock, self.events = next(self._steps)
             self.fd = sock.fileno()
@@ -368,9 +368,8 @@ def _inside(namespace: str | None) -> Any:
 
 
 def _http(sock: socket.socket, check: Healthcheck) -> _Steps:
-    """Send an HTTP request (RFC 9112), and evaluate the status line of the final response.
-
-    Interim responses (RFC 9110, 15.2) are skipped. Yields and returns the same as `_steps`.
+    """Send an HTTP request (RFC 9112), and evaluate the status line of the final response. Interim
+    responses (RFC 9110, 15.2) are skipped. Yields and returns the same as `_steps`.
     """
     request = (
         f"GET {check.path} HTTP/1.1\r\nHost: {check.host}\r\n"
@@ -423,9 +422,8 @@ def begin(check: Healthcheck, service: str, namespace: str | None) -> HealthProb
 
 
 def probe_all(targets: Sequence[tuple[Healthcheck, str, str | None]]) -> list[str]:
-    """Run probes in parallel, each a tuple (healthcheck, service, namespace).
-
-    Returns the error text of each probe in the same order, or "" if the probe succeeded.
+    """Run probes in parallel, each a tuple (healthcheck, service, namespace). Returns the error
+    text of each probe in the same order, or "" if the probe succeeded.
     """
     probes: list[HealthProbe] = []
     try:
@@ -493,9 +491,8 @@ class CommandProbe(HealthProbe):
         ready.close()
 
     def advance(self) -> None:
-        """Read the command's output. If the command has exited, read its exit status too.
-
-        After the exit of the command, remaining processes of its process group are killed.
+        """Read the command's output. If the command has exited, read its exit status too. After the
+        exit of the command, remaining processes of its process group are killed.
         """
         if self.answer is not None:
             return

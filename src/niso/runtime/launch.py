@@ -275,10 +275,8 @@ class _Creator:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), "pthread_create") from None
 
     def create(self, folders: Sequence[str]) -> None:
-        """Make the thread mount the root, and then let conmon create the container.
-
-        Returns without waiting. ``folders`` are the folders of the host that are visible in the
-        root.
+        """Make the thread mount the root, and then let conmon create the container. Returns without
+        waiting. ``folders`` are the folders of the host that are visible in the root.
         """
         self._folders = folders
         self._may_create.release()
@@ -413,7 +411,6 @@ _spawning = allocate_lock()
 @contextmanager
 def _nothing_inherited() -> Iterator[None]:
     """Run a ``with`` block whose child processes do not inherit the caller's descriptors.
-
     POSIX_SPAWN_CLOSE would fail for descriptors above the present limit of open files.
     """
     with _spawning:
@@ -598,9 +595,8 @@ def renew() -> None:
 
 
 def remove_unused() -> None:
-    """Delete unused skeletons of roots, and the exit script if no service has runtime files.
-
-    Does nothing while a service is starting.
+    """Delete unused skeletons of roots, and the exit script if no service has runtime files. Does
+    nothing while a service is starting.
     """
 
     guard = open_lock(".cgroup")

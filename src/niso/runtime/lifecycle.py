@@ -85,7 +85,7 @@ def begin(spec: ProcessSpec) -> launch.Launch:
     if status.read(spec.service).state in ("running", "restarting"):
         raise ProcessError(f"{spec.service} is already running", "niso ps shows it")
     stop(spec.service)
-    with _whole(spec.service):
+    with _removed_on_error(spec.service):
         _end_orphans(spec.service, crun.cgroup_of(spec))
         signals.hit(f"write the spec of {spec.service}")
         os.makedirs(paths.service_dir(spec.service), 0o700, exist_ok=True)
@@ -97,15 +97,15 @@ def finish(begun: launch.Launch) -> int:
     """Start the process of the container that `begin` has created. Return the pid of the service's
     PID 1 on the host. After an error, everything except the log is removed, as by `begin`.
     """
-    with _whole(begun.service):
+    with _removed_on_error(begun.service):
         pid = begun.finish()
         units.hand_over(begun.service, status.conmon(begun.service))
         return pid
 
 
 @contextmanager
-def _whole(service: str) -> Iterator[None]:
-    """Run a ``with`` block. If an error occurs, remove all processes and files of the service."""
+def _removed_on_error(service: str) -> Iterator[None]:
+    """Run a ``with`` block. If it raises, remove all processes and files of the service."""
     try:
         yield
     except Error:
@@ -537,7 +537,6 @@ _RESOLVE = root.BENEATH | root.NO_SYMLINKS | root.NO_MAGICLINKS
 
 def swap(spec: ProcessSpec) -> None:
     """Make a running service use the hosts folder of ``spec``, and save ``spec`` for its restarts.
-
     Raises ProcessError.
     """
     what = f"{spec.service}: cannot replace its hosts file"
@@ -564,10 +563,8 @@ def swap(spec: ProcessSpec) -> None:
 
 
 def _swap_in_child(pidfd: int, tree: int, device: int) -> str:
-    """Replace the folder with /etc/hosts in the mount namespace of a process (``pidfd``).
-
-    ``tree`` is the new mount. ``device`` is the st_dev of niso's hosts files. Returns an error
-    message, or "" after success.
+    """Call `_swap` in the mount namespace of the process ``pidfd``, in a forked child. ``tree`` and
+    ``device`` are the arguments of `_swap`. Returns an error message, or "" after success.
     """
     with signals_blocked():
         read, write = os.pipe()
@@ -589,9 +586,8 @@ def _swap_in_child(pidfd: int, tree: int, device: int) -> str:
 
 
 def _swap(tree: int, device: int) -> None:
-    """Replace the mount at /etc/niso-hosts by the mount ``tree``.
-
-    Raises OSError if the present mount has another st_dev than ``device``.
+    """Mount ``tree``, a detached mount, at /etc/niso-hosts, and remove the previous mount there.
+    Raises OSError unless ``device`` is the st_dev of the previous mount.
     """
     os.chdir("/")
     etc = root.open_place("etc", _RESOLVE, flags=os.O_DIRECTORY)
@@ -616,10 +612,11 @@ def _swap(tree: int, device: int) -> None:
 
 
 def orphans(state_ids: Iterable[str]) -> list[tuple[str, str, int | None]]:
-    """Return the services, sorted, that have a cgroup but no runtime files in this run folder.
+    """Return the services that have a cgroup but no runtime files in this run folder, as a sorted
+    list of (name, state id, pid) for each state id.
 
-    Each is (name, state id, pid). The pid is that of one of its processes if no conmon of this run
-    folder supervises the service, otherwise None.
+    ``pid`` is one of the service's processes. It is None if there is no process, or if a conmon of
+    this run folder supervises the service.
     """
     known = {*status.services(), cgroups.KEEPERS}
     found = []

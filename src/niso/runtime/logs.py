@@ -39,7 +39,9 @@ _REOPEN_S = 1.0
 
 
 class Record(NamedTuple):
-    """A line of the log file: a complete line that the service wrote, or a part of it."""
+    """A line of the log file: a complete line that the service wrote, or a part of it. With
+    ``partial``, the next record of the same stream continues the line.
+    """
 
     stamp: bytes
     """the time in the format of RFC 3339"""
@@ -221,9 +223,8 @@ def _end_of_last_line(fd: int) -> int:
 
 
 def _tail(files: list[int], last: int) -> tuple[int, int]:
-    """Return from where to read the last lines of a log, as (index of a file, offset).
-
-    The files are read from their end. At least ``last`` lines follow the position.
+    """Return from where to read the last lines of a log, as (index of a file, offset). The files
+    are read from their end. At least ``last`` lines follow the position.
     """
     ended = 0
     for i in reversed(range(len(files))):
@@ -290,7 +291,6 @@ def _rotate(service: str, path: str) -> None:
 
 def _keep(path: str) -> None:
     """Create the hard link ``.kept`` to the log, so that conmon's own rotation does not delete it.
-
     If ``.kept`` still links to an earlier log that conmon has replaced, it is renamed to ``.1``.
     """
     kept = f"{path}.kept"
@@ -332,7 +332,7 @@ def read_joint(
     timestamps: bool = False,
     since: float | None = None,
 ) -> Iterator[tuple[str, bytes]]:
-    """Yield pairs (service, line) from the logs of several services, in the order of time.
+    """Yield pairs (service, line) from the logs of several services, sorted by time.
 
     The parameters have the same meaning as in `read`; ``last`` applies to each service. With
     ``follow``, new lines are yielded as they arrive, until all log folders are removed.

@@ -110,9 +110,8 @@ class OciHost(NamedTuple):
 
 
 def process(spec: ProcessSpec, args: list[str], machine: OciHost) -> dict[str, Any]:
-    """Return the OCI process object (config.md, Process) that runs ``args`` like the service.
-
-    `niso exec` and health checks use it too, so that no process inherits the limits of a shell.
+    """Return the OCI process object (config.md, Process) that runs ``args`` like the service. `niso
+    exec` and health checks use it too, so that no process inherits the limits of a shell.
     """
     environment = {
         "PATH": path_env(spec.environment),

@@ -34,7 +34,6 @@ LONG_LIFE_S = 60.0
 
 def delay_s(first_s: float, failures: int) -> float:
     """Return the delay before a restart: ``first_s`` seconds, doubled for each consecutive failure.
-
     The maximum is `MAX_DELAY_S`, or ``first_s`` if ``first_s`` is greater.
     """
     return float(min(max(MAX_DELAY_S, first_s), first_s * 2 ** min(failures, 32)))
@@ -47,7 +46,6 @@ def main(
     restarted: Callable[[], None] = lambda: None,
 ) -> None:
     """Record the exit of a service's process, and restart the service if its policy requires it.
-
     ``ended`` is called after the exit is recorded, and ``restarted`` after a restart.
     """
     try:
@@ -124,9 +122,8 @@ def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
 
 
 def _restart(spec: ProcessSpec, record: dict[str, Any]) -> dict[str, Any]:
-    """Start the next run of a service. ``record`` is the content of state.json.
-
-    Returns {"phase": "running"}, or after a failure the new content of state.json, with the error.
+    """Start the next run of a service. ``record`` is the content of state.json. Returns {"phase":
+    "running"}, or after a failure the new content of state.json, with the error.
     """
     number = int(record["run"]) + 1
     restarts, failures = int(record["restarts"]) + 1, int(record["failures"])

@@ -164,9 +164,8 @@ def _write_to_disk(copy: str) -> None:
 def is_copied(
     service: str, digest: str, folder: str, excluded: Excluded, manifest: str | None = None
 ) -> bool:
-    """Return whether a copy with this fingerprint exists, with files of the expected sizes.
-
-    The manifest is not compared, because it may have changed.
+    """Return whether a copy with this fingerprint exists, with files of the expected sizes. The
+    manifest is not compared, because it may have changed.
     """
     copy = os.path.join(package_dir(service), digest)
     try:
@@ -204,7 +203,6 @@ def keep_manifest(copy: str, spec: ServiceSpec, internal: Iterable[str] = ()) ->
 
 def drop_manifest(copy: str) -> None:
     """Delete the manifest of a package copy that is kept for a rollback, because it is outdated.
-
     `keep_manifest` writes a manifest again if the copy is activated. Raises Error.
     """
     path = os.path.join(copy, MANIFEST)
@@ -269,9 +267,8 @@ def _is_same(entry: _PackageEntry, path: str) -> bool:
 
 
 def is_emptied(copy: str) -> bool:
-    """Return whether all files of a package copy are empty, as after a power failure.
-
-    Earlier versions of niso did not flush copies to the disk.
+    """Return whether all files of a package copy are empty, as after a power failure. Earlier
+    versions of niso did not flush copies to the disk.
     """
     sizes = (
         os.lstat(os.path.join(folder, name)).st_size
@@ -320,9 +317,8 @@ def delete_tree(folder: str) -> OSError | None:
 
 
 class _PackageEntry(NamedTuple):
-    """A file, folder or symbolic link of a package.
-
-    The entry is read through its descriptor, so that another file at the same path is never read.
+    """A file, folder or symbolic link of a package. The entry is read through its descriptor, so
+    that another file at the same path is never read.
     """
 
     path: str
@@ -538,7 +534,6 @@ class Contents:
 
     def digest(self, path: str, info: os.stat_result, fd: int) -> str:
         """Return the digest of a regular file (`_read`) in hexadecimal, from the cache if possible.
-
         ``path`` is relative to the package, and ``fd`` is open with O_PATH.
         """
         times = f"{info.st_mtime_ns} {info.st_ctime_ns}"
@@ -574,9 +569,8 @@ def forget(service: str) -> None:
 
 
 def _read(fd: int, size: int) -> str:
-    """Return the SHA-256 digest of an open file's size and of its chunks that are not all zeros.
-
-    A hole therefore has the same digest as zeros, and need not be read (lseek(2)).
+    """Return the SHA-256 digest of an open file's size and of its chunks that are not all zeros. A
+    hole therefore has the same digest as zeros, and need not be read (lseek(2)).
     """
     new = sha256
     if size > _LARGE:

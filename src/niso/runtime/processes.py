@@ -17,7 +17,7 @@ _EXIT_CODE_S = 1.0
 
 
 class Processes:
-    """A gateway to the processes of services on this machine.
+    """The processes of services on this machine, as commands inspect and change them.
 
     A caller that changes anything must have the service's lock (`niso.base.locks`). The static
     methods are functions of other modules, which document them.
@@ -63,7 +63,7 @@ class Processes:
     status = staticmethod(status.read)  # last, because it hides the module
 
     def exit_code(self, service: str) -> int | None:
-        """Return the exit status of the last run. Wait 1 s for it at most, and then return None."""
+        """Return the exit status of the last run. Wait 1 s for it at most; then return None."""
         deadline = time.monotonic() + _EXIT_CODE_S
         while True:
             record = crun.read_state(service) or {"run": 0}

@@ -411,9 +411,8 @@ def _folder(path: str) -> None:
 
 
 def remove_unused() -> None:
-    """Delete the skeletons of roots that no service uses, except the newest one.
-
-    The caller must have the lock ``.cgroup`` in exclusive mode, so that no service is starting.
+    """Delete the skeletons of roots that no service uses, except the newest one. The caller must
+    have the lock ``.cgroup`` in exclusive mode, so that no service is starting.
     """
     names = names_in(_top())
     if len(names) < 2:
@@ -469,9 +468,8 @@ def after_last_start(drop: Callable[[], object]) -> None:
 
 
 def once[T](read: Callable[..., T], *args: object) -> T:
-    """Return ``read(*args)``. While any start is in progress, the result comes from a cache.
-
-    The caller must not modify the result.
+    """Return ``read(*args)``. While any start is in progress, the result comes from a cache. The
+    caller must not modify the result.
     """
     key = (read, *args)
     with _lock:
@@ -520,7 +518,9 @@ def syncfs(fd: int) -> None:
 
 
 def open_place(path: str, resolve: int, folder: int = AT_FDCWD, flags: int = 0) -> int:
-    """Open a path below a folder with openat2(2), O_PATH and the RESOLVE_* flags ``resolve``."""
+    """Open a path below a folder with openat2(2), O_PATH and the RESOLVE_* flags ``resolve``, and
+    return the descriptor.
+    """
     how = _open_how.pack(os.O_PATH | os.O_CLOEXEC | flags, 0, resolve)
     return _call("syscall", _OPENAT2, folder, os.fsencode(path), how, len(how), name=path)
 
@@ -559,9 +559,8 @@ def _libc() -> CDLL:
 
 
 def _call(function: str, *arguments: int | bytes | None, name: str = "") -> int:
-    """Call a function of the C library. A negative result raises OSError.
-
-    ``name`` becomes the file name of the error.
+    """Call a function of the C library. A negative result raises OSError. ``name`` becomes the file
+    name of the error.
     """
     import ctypes
 

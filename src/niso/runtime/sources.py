@@ -57,9 +57,8 @@ def is_shared(volume: MountedVolume) -> bool:
 
 
 def recorded(spec: ProcessSpec) -> ProcessSpec:
-    """Return a ProcessSpec with the identities (device, inode, digest) of the service's files.
-
-    Symbolic links in a host volume's path are resolved by this call; starts do not follow links.
+    """Return ``spec`` with the identities (device, inode, digest) of the files that it names.
+    Symbolic links in the path of a host volume are resolved now: starts do not follow links.
     """
     boot = paths.boot_id()
     if spec.rootfs is not None and spec.rootfs_identity is None:
@@ -86,9 +85,8 @@ def _recorded_secret(secret: Secret) -> Secret:
 
 
 def devices(spec: ProcessSpec) -> list[dict[str, Any]]:
-    """Return the devices of a service (OCI runtime-spec, config-linux.md) with access rights.
-
-    The service's user will own them. Raises ProcessError if the host lacks a device.
+    """Return the devices of a service (OCI runtime-spec, config-linux.md) with access rights. The
+    service's user will own them. Raises ProcessError if the host lacks a device.
     """
     found = {}
     for index, device in enumerate(spec.devices):
@@ -103,10 +101,11 @@ def devices(spec: ProcessSpec) -> list[dict[str, Any]]:
 
 
 def find_device(device: Device) -> dict[str, dict[str, Any]]:
-    """Return the OCI devices (path, type, numbers) for a device of a manifest, by path.
+    """Return the OCI devices for a device of a manifest, as {path in the service: {path, type,
+    major, minor}}. For a folder, these are all devices in or below the folder.
 
-    A device of a manifest can be a folder, for all devices in or below the folder. Raises OSError
-    if the host has no such device, or if it is not below /dev, where only root can create files.
+    Raises OSError if the host has no such device, or if it is not below /dev, where only root can
+    create files.
     """
     top = os.path.realpath(device.host)
     found: dict[str, dict[str, Any]] = {}
@@ -154,7 +153,7 @@ def _recorded(volume: MountedVolume, boot: str) -> MountedVolume:
 
 
 def problems(spec: ProcessSpec) -> Iterator[Error]:
-    """Yield an error for each path that leads to another file than at the activation."""
+    """Yield an error for each path that refers to another file than at the activation."""
     for secret in spec.secrets:
         try:
             read_secret(secret)
@@ -248,9 +247,8 @@ def _clone(fd: int, recursive: bool) -> int:
 
 
 def open_copy(path: str, service: str = "", manifest: str = "FOLDER") -> int:
-    """Open a package copy (O_PATH). Raises ProcessError if another user can change it.
-
-    ``service`` and ``manifest`` are for error messages.
+    """Open a package copy (O_PATH). Raises ProcessError if another user can change it. ``service``
+    and ``manifest`` are for error messages.
     """
     above, name = os.path.split(path)
     folder = copy = -1
@@ -278,7 +276,9 @@ def _not_copy(path: str, what: str, service: str, manifest: str) -> ProcessError
 
 
 def _open(source: MountedVolume, service: str = "") -> int:
-    """Open a rootfs or host volume if it is still the recorded file. Raises ProcessError."""
+    """Open a rootfs or host volume (O_PATH), and return the descriptor. Raises ProcessError if it
+    is not the file that was recorded at the service's activation.
+    """
     was, path = source.identity, str(source.source)
     try:
         fd = root.open_place(path, 0 if was is None else _NO_LINKS)
@@ -335,9 +335,8 @@ def changeable(path: str, trusted: set[int], by_new_names: bool = False) -> str 
 
 
 def _identity(fd: int, boot: str) -> Identity:
-    """Return the identity of an open file: device and inode number, and the id of the boot.
-
-    For anything but a folder, both numbers are 0, because an edit may replace a file.
+    """Return the identity of an open file: device and inode number, and the id of the boot. For
+    anything but a folder, both numbers are 0, because an edit may replace a file.
     """
     info = os.fstat(fd)
     if not stat.S_ISDIR(info.st_mode):
@@ -349,7 +348,9 @@ def _identity(fd: int, boot: str) -> Identity:
 
 
 def of_process(name: str) -> Finding | None:
-    """Return what `niso net check` reports about an active service's process, or None."""
+    """Return the first problem of an active service's process for `niso net check`, or None. For
+    example, it is missing, outside its cgroup or namespace, or does not see its files.
+    """
     from niso.kernel.kinds.kind import Finding
 
     what = f"process of service {name!r}"

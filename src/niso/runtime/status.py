@@ -55,10 +55,8 @@ NONE = Status("none", None, None, None, 0, None)
 
 
 def read(service: str, closely: bool = False) -> Status:
-    """Return the status of a service's process.
-
-    With ``closely``, also detects that PID 1 has exited although its conmon does not react. This
-    takes up to `CONMON_S` seconds.
+    """Return the status of a service's process. With ``closely``, also detects that PID 1 has
+    exited although its conmon does not react. This takes up to `CONMON_S` seconds.
     """
     shown = _read(service)
     if not closely or shown.state != "running":
@@ -210,7 +208,7 @@ def conmon(service: str) -> int | None:
 
 
 def supervisors(service: str) -> list[int]:
-    """Return the pids of a run's conmon and of its descendants that are outside the service."""
+    """Return the pids of a service's conmon, and of its descendants outside the container."""
     pids = [pid] if (pid := conmon(service)) is not None else []
     for parent in pids:  # the list grows while it is walked
         pids += crun.children(parent)
@@ -218,7 +216,7 @@ def supervisors(service: str) -> list[int]:
 
 
 def describe_exit(code: int | None) -> str:
-    """Return an exit status in words: ``exit status 1``, or ``killed by SIGKILL`` for 128 + N."""
+    """Return an exit status in words: ``exit status 1``, or ``killed by SIGKILL`` for 137."""
     if code is None:
         return "no exit status"
     if name := signals.name_of(code - 128):
@@ -232,9 +230,8 @@ def out_of_memory(service: str) -> bool:
 
 
 def former_oom_kills(service: str) -> int:
-    """Return how many processes the memory limit has killed in former runs of this activation.
-
-    The number comes from state.json, because the cgroups of former runs no longer exist.
+    """Return how many processes the memory limit has killed in former runs of this activation. The
+    number comes from state.json, because the cgroups of former runs no longer exist.
     """
     return crun.int_or_none((crun.read_state(service) or {}).get("oom_kills")) or 0
 

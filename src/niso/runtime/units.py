@@ -63,7 +63,6 @@ def booted() -> bool:
 
 def has_ended() -> bool:
     """Return whether systemd runs this command as ExecStop after the main process has exited.
-
     Otherwise ExecStop has to stop the process (systemd.exec(5), $EXIT_CODE).
     """
     return "EXIT_CODE" in os.environ
@@ -84,7 +83,9 @@ def path(service: str, pid: int | None = None) -> str | None:
 
 
 def logs_to_journal(service: str) -> bool:
-    """Return whether a conmon started now is inside a unit, and therefore writes to journald."""
+    """Return whether a conmon that is started now would log to journald too. It does if it will be
+    in the service's unit, and if journald exists.
+    """
     return (service in _stand_ins or path(service) is not None) and os.path.exists(_JOURNAL)
 
 
@@ -95,9 +96,8 @@ def adopt(pid: int, to: str) -> None:
 
 
 def notify(*lines: str) -> None:
-    """Send assignments such as ``MAINPID=12`` or ``READY=1`` to systemd.
-
-    Returns when systemd has handled them, or after `_NOTIFY_S` seconds. Raises OSError.
+    """Send assignments such as ``MAINPID=12`` or ``READY=1`` to systemd. Returns when systemd has
+    handled them, or after `_NOTIFY_S` seconds. Raises OSError.
     """
     with contextlib.closing(
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
@@ -142,7 +142,7 @@ def add_stand_in(service: str, conmon: int | None) -> None:
         done, say = os.pipe()
         pid = os.fork()
         if pid == 0:
-            _stand(unit, wait, say)
+            _run_stand_in(unit, wait, say)
         os.close(wait)
         os.close(say)
         os.waitpid(pid, 0)
@@ -186,10 +186,12 @@ def stop_unit_only(service: str, conmon: int | None, path: str | None) -> None:
     os.close(done)
 
 
-def _stand(unit: str, wait: int, say: int) -> NoReturn:
+def _run_stand_in(unit: str, wait: int, say: int) -> NoReturn:
     """Run the stand-in, which keeps a unit active between two conmons, in this child process.
 
     A second fork makes systemd the parent of the stand-in, so that systemd sees its exit status.
+    The stand-in writes its pid to the pipe ``say``. From the pipe ``wait`` it reads the pid of the
+    next conmon.
     """
     try:
         if os.fork() != 0:
@@ -214,10 +216,8 @@ _SYSTEMCTL_S = 300.0
 
 
 class Units:
-    """The systemd units of services.
-
-    Methods other than `booted` require systemd as the init. All methods raise Error if systemd
-    refuses.
+    """The systemd units of services. Methods other than `booted` require systemd as the init. All
+    methods raise Error if systemd refuses.
     """
 
     def booted(self) -> bool:
@@ -293,9 +293,10 @@ class Units:
                 raise Error(reason, f"{hint} the time zones", service=service)
 
     def enable_timer(self, service: str) -> None:
-        """Enable the timer of a job, in place of a start at boot, and restart the timer.
+        """Enable and restart the timer of a job. The timer replaces a start at boot, so the job's
+        own unit is disabled.
 
-        systemd reads the job's units again. Raises Error if systemd refuses the timer.
+        Makes systemd read the job's units again. Raises Error if systemd refuses the timer.
         """
         _systemctl("daemon-reload")
         if self.is_enabled(service):
@@ -314,7 +315,7 @@ class Units:
         _systemctl("daemon-reload")
 
     def timers(self, services: Iterable[str]) -> dict[str, tuple[float | None, float | None]]:
-        """Return the (last, next) run of each service's timer, as Unix times in seconds or None."""
+        """Return {service: (last run, next run)} of timers, as Unix times in seconds or None."""
         names = list(services)
         if not names:
             return {}
@@ -395,7 +396,6 @@ class Units:
 
     def ready(self, service: str) -> None:
         """Make the service's conmon the main process of its unit, to which this command belongs.
-
         The caller must have the service's lock. Raises ProcessError if the process has exited.
         """
         own = path(service)
@@ -517,7 +517,9 @@ def agent(
 
 
 def agent_environment() -> dict[str, str]:
-    """Return the environment variables with which a command starts an agent without systemd."""
+    """Return the environment of an agent that a command starts without systemd: PATH, and niso's
+    own variables if they are set.
+    """
     names = ("PATH", "NISO_STATE_DIR", "NISO_RUN_DIR", "NISO_POOL")
     return {name: value for name, value in os.environ.items() if name in names}
 
@@ -534,9 +536,8 @@ def environment() -> list[str]:
 
 
 def quoted(word: str) -> str:
-    """Quote a word for a unit file (systemd.syntax(7); systemd.unit(5), Specifiers).
-
-    ``$`` is not quoted, because it is special only in commands, whose prefix ``:`` disables it.
+    """Quote a word for a unit file (systemd.syntax(7); systemd.unit(5), Specifiers). ``$`` is not
+    quoted, because it is special only in commands, whose prefix ``:`` disables it.
     """
     if word and all(c.isascii() and (c.isalnum() or c in "/._-+=,@") for c in word):
         return word
@@ -625,9 +626,8 @@ def listen(name: str, woken: Callable[[], object], over: threading.Event) -> Non
 
 
 class Following(NamedTuple):
-    """Two functions of an agent: its main loop, and the function that ends the loop.
-
-    ``run`` returns after a call of ``stop``, which a signal handler may call.
+    """Two functions of an agent: its main loop, and the function that ends the loop. ``run``
+    returns after a call of ``stop``, which a signal handler may call.
     """
 
     run: Callable[[], None]
@@ -635,10 +635,9 @@ class Following(NamedTuple):
 
 
 def alone(lock: str, held: Conflict, work: Callable[[], None]) -> None:
-    """Run an agent's main function ``work`` while having the lock called ``lock``, so that each
-    agent runs only once on a host. Notify systemd that the agent is ready.
-
-    Raises ``held`` if another process has the lock.
+    """Run an agent's main function ``work`` with the lock ``lock``, so that each agent runs only
+    once on a host. Notify systemd first that the agent is ready. Raises the error ``held`` if
+    another process has the lock.
     """
     with contextlib.ExitStack() as locks:
         try:

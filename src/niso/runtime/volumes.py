@@ -36,7 +36,7 @@ Placed = tuple[MountedVolume, str, bool]
 
 
 def resolve_mount_points(rootfs: str | None, volumes: Iterable[MountedVolume]) -> list[Placed]:
-    """Return where volumes are mounted in the service, with symbolic links resolved.
+    """Return a service's volumes with the places where they are mounted in the service (`Placed`).
 
     ``rootfs`` is the service's root file system, or None. Raises InvalidInput with the key of the
     manifest if a mount point cannot be used, or if two overlap.
@@ -125,10 +125,8 @@ def _bad_mount(volume: MountedVolume, reason: str) -> InvalidInput:
 
 
 def is_writable(volume: MountedVolume, spec: ProcessSpec) -> bool:
-    """Return whether the service's user may write to a host volume.
-
-    Returns True if this is unknown, because the volume does not exist or has an access control list
-    (acl(5)).
+    """Return whether the service's user may write to a host volume. Returns True if this is
+    unknown, because the volume does not exist or has an access control list (acl(5)).
     """
     path = str(volume.source)
     try:
@@ -220,14 +218,12 @@ def _owner(info: os.stat_result, spec: ProcessSpec) -> tuple[int, int]:
 
 
 def walk(top: str) -> Iterator[tuple[str, int, os.stat_result]]:
-    """Yield everything in a folder, each folder before its content. Do not follow symbolic links.
-
-    Each result is the path below ``top``, a descriptor of the containing folder, and the status of
-    the file. The descriptor is valid only until the next result.
+    """Yield (path below ``top``, descriptor of the containing folder, status) for everything in a
+    folder, each folder before its content. The descriptor is valid only until the next result.
 
     A service can nest folders deeper than there are descriptors, with paths longer than PATH_MAX.
-    Therefore only one folder is open at a time. Raises OSError, with ESTALE if a folder was moved
-    during the walk.
+    Therefore only one folder is open at a time, and no symbolic link is followed. Raises OSError,
+    with ESTALE if a folder was moved during the walk.
     """
     fd = os.open(top, FOLDER)
     try:
@@ -259,9 +255,8 @@ def walk(top: str) -> Iterator[tuple[str, int, os.stat_result]]:
 
 
 def size(top: str) -> tuple[int, int]:
-    """Return how many bytes a folder takes on the disk, and the number of its files and folders.
-
-    A file with several links is counted once. Raises OSError.
+    """Return how many bytes a folder takes on the disk, and the number of its files and folders. A
+    file with several links is counted once. Raises OSError.
     """
     seen: set[tuple[int, int]] = set()
     total = os.lstat(top).st_blocks * 512
@@ -283,9 +278,8 @@ def _opened(name: str, folder: int) -> int:
 
 
 def make_named(spec: ProcessSpec) -> None:
-    """Create the missing named volumes atomically, owned by the service's user, mode 0700.
-
-    An existing volume with the uid of another service is given to the service's user.
+    """Create the missing named volumes atomically, owned by the service's user, mode 0700. An
+    existing volume with the uid of another service is given to the service's user.
     """
     give_to_service(spec)
     for volume in spec.volumes:
@@ -302,7 +296,9 @@ def make_named(spec: ProcessSpec) -> None:
 
 
 def mounts(spec: ProcessSpec, where: list[Placed], shared: str) -> list[dict[str, Any]]:
-    """Return the OCI mount objects of volumes. The folder ``shared`` has the host volumes."""
+    """Return the OCI mount objects of volumes. ``where`` says where they are mounted, and
+    ``shared`` is the folder that contains the host volumes by name.
+    """
     result = []
     for volume, at, _ in where:
         if volume.source is not None:
@@ -344,9 +340,8 @@ def remove_empty_folder(service: str) -> None:
 
 
 def check_removable(service: str, volume: str = "") -> None:
-    """Raise Conflict if a file system is mounted in a volume, whose files would be deleted too.
-
-    If ``volume`` is empty, all volumes of the service are checked.
+    """Raise Conflict if a file system is mounted in a volume, whose files would be deleted too. If
+    ``volume`` is empty, all volumes of the service are checked.
     """
     if point := mounted_in(os.path.join(paths.volume_dir(service), volume)):
         reason = f"cannot remove its volumes: something is mounted at {point}"
@@ -362,9 +357,8 @@ def mounted_in(folder: str) -> str | None:
 
 
 def remove_all(service: str, report: Report, volume: str = "") -> None:
-    """Delete the named volumes of a service with their content, or only ``volume`` if given.
-
-    The service must have no process. Symbolic links are not followed. Raises Error.
+    """Delete the named volumes of a service with their content, or only ``volume`` if given. The
+    service must have no process. Symbolic links are not followed. Raises Error.
     """
     folder = os.path.join(paths.volume_dir(service), volume)
     if not os.path.lexists(folder):

@@ -123,7 +123,9 @@ def _find(text: str, line: str, offset: int) -> int:
 
 
 def lines(text: str) -> list[tuple[str, str]] | None:
-    """Parse niso's hosts file into (address, names). Returns None for a file of another program."""
+    """Parse a hosts file of niso into a list of (address, names as one string). Returns None if
+    ``text`` does not have the form of niso's hosts files.
+    """
     if not text.startswith(HEADER) or not text.endswith("\n"):
         return None
     result = []
@@ -249,9 +251,8 @@ def _unusable(reason: str, hint: str, number: int = 0) -> KernelError:
 
 
 def clear() -> None:
-    """Remove every block that niso has written to /etc/hosts, from any state folder.
-
-    Raises KernelError.
+    """Remove every block that niso has written to /etc/hosts, from any state folder. Raises
+    KernelError.
     """
     text, _ = _read()
     for line in text.splitlines():

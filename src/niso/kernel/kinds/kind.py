@@ -228,7 +228,7 @@ class Kind(Generic[T]):
         return have[self.type]
 
     def blocking(self, want: State, have: State) -> frozenset[T]:
-        """Return the existing objects to delete before desired ones that conflict with them."""
+        """Return the existing objects that conflict with desired ones, so must be deleted first."""
         return frozenset()
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
@@ -273,8 +273,8 @@ class Kind(Generic[T]):
         return ()
 
     def conditions(self, obj: T, actual: T) -> Iterable[str]:
-        """Return the conditions by which the difference between ``obj`` and ``actual`` affects
-        other objects. Example: "link /NETNS/NAME down" explains why routes of the link are missing.
+        """Return the conditions by which the difference between ``obj`` and ``actual`` explains
+        problems of other objects. For example, "link /NETNS/NAME down" explains missing routes.
         """
         return ()
 
@@ -293,7 +293,9 @@ class Kind(Generic[T]):
     def is_field_explained(
         self, obj: T, field: str, present: object, known: Collection[str]
     ) -> bool:
-        """Return whether the problems ``known`` explain the value ``present`` (`differences`)."""
+        """Return whether the reported problems ``known`` explain the value ``present`` of
+        ``field``.
+        """
         return False
 
     def describe_field(self, field: str, wanted: object, present: object) -> str:
@@ -379,7 +381,7 @@ def inside(netns: str) -> str:
 
 
 def existing(index: int | None, link: str) -> int:
-    """Return the index of an interface. Raises KernelError if it is None: ``link`` is missing."""
+    """Return ``index``, or raise KernelError if it is None: the interface ``link`` is missing."""
     if index is None:
         raise KernelError(f"link {link!r} does not exist", "niso net repair", errno.ENODEV)
     return index
@@ -539,7 +541,7 @@ class Space:
         return None
 
     def own_links(self, kind: str) -> list[Link]:
-        """Return the interfaces of type ``kind`` ("veth") that belong to this state folder."""
+        """Return this namespace's interfaces of type ``kind`` with this state folder's alias."""
         own = (kind, self.reading.alias)
         return [link for link in self.all_links if (link.kind, link.alias) == own]
 

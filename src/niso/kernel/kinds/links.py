@@ -273,9 +273,9 @@ class _Veths(Kind[Veth], of=Veth):
         return f"veth {obj.name}{f' to {obj.netns} {obj.peer}' if obj.netns else ''}"
 
     def wanted(self, want: State, have: State) -> frozenset[Veth]:
-        """Return the desired veth pairs. A pair that already completes checksums (``sums``)
-        continues to do so: after a service's capabilities were reduced, its process has the old
-        capabilities until it restarts.
+        """Return the desired veth pairs. A pair whose inner end already completes checksums
+        (``sums``) continues to do so, because a running process may still have capabilities that
+        the manifest no longer grants.
         """
         kept = {veth.key() for veth in have[Veth] if veth.sums}
         if not kept:
@@ -571,8 +571,9 @@ class _ForeignPorts(Kind[ForeignPort], of=ForeignPort):
 
 
 class Shaper(NamedTuple):
-    """The rate limits of a veth pair, in bytes per second; 0 means no limit. ``drift`` names
-    settings of the limits that differ from niso's.
+    """The rate limits of a veth pair, in bytes per second; 0 means no limit. ``inward`` limits what
+    the service receives, ``outward`` what it sends. ``drift`` names settings that differ from
+    niso's.
     """
 
     name: str  # the host end of the pair

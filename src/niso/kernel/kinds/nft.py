@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 def differences() -> tuple[tuple[Problem, str], ...] | None:
     """Compare niso's tables in the kernel with their definition. Return (problem, name) for each
-    chain, set or map that differs. A problem is missing, foreign or different. If one of the two
-    tables is missing, its contents are not listed. Returns None if both tables are missing.
+    chain, set or map that is missing, foreign or different. A missing table is returned as one
+    item, without its contents. Returns None if both tables are missing.
     """
     # libnftables keeps what it has listed, so it is closed before the next one is opened
     with Nft() as kernel:
@@ -354,8 +354,9 @@ class _Rulesets(Kind[Ruleset], of=Ruleset):
 
 
 def _other_tables(reading: Reading) -> Iterable[Ruleset]:
-    """Return the existing tables, whose elements `owner` are not as desired: tables of another
-    version of niso, or incomplete ones. Raises Conflict if they belong to another state folder.
+    """Return the existing tables as one `Ruleset`, or nothing if there are none. Callers have found
+    that the elements of the sets ``owner`` are not as desired: the tables are of another version of
+    niso, or incomplete. Raises Conflict if they belong to another state folder.
     """
     with Nfnetlink() as netlink:
         digests: list[str] = []

@@ -183,7 +183,7 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
         return present
 
     def batch(self, step: Step[Sysctl], writer: Writer) -> Hashable:
-        """Return the sysctl's namespace, so that each namespace is entered only once."""
+        """Return the sysctl's namespace, so that `write` enters each namespace only once."""
         return step.obj.netns
 
     def write(self, writer: Writer, steps: Sequence[Step[Sysctl]]) -> None:

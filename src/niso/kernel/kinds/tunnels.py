@@ -243,8 +243,8 @@ _TIMEOUT_S, _PAUSE_S = 10.0, 0.02
 
 
 def lacks(form: str) -> str | None:
-    """Return why this host cannot have a WireGuard interface of the form `KERNEL` or `USERSPACE`.
-    Returns None if it can have one.
+    """Return why this host cannot have a WireGuard interface of a form, or None if it can. ``form``
+    is `KERNEL` (implemented by the kernel) or `USERSPACE` (by wireguard-go).
     """
     import shutil
 
@@ -294,8 +294,8 @@ def new_key() -> str:
 
 
 def answers(name: str, form: str) -> bool:
-    """Return whether a WireGuard interface exists. If its form is `USERSPACE`, its wireguard-go
-    process must also accept connections.
+    """Return whether the WireGuard interface ``name`` exists. If its form is `USERSPACE`, the
+    wireguard-go process that implements it must also accept connections.
     """
     try:
         socket.if_nametoindex(name)
@@ -310,7 +310,8 @@ def answers(name: str, form: str) -> bool:
 def shown(
     name: str, endpoints: Mapping[str, str]
 ) -> tuple[str, int, tuple[tuple[str, str, str], ...]]:
-    """Return (public key, port, peers) of a WireGuard interface, or empty values if wg(8) fails.
+    """Return (public key, UDP port, peers) of a WireGuard interface, or ("", 0, ()) if wg(8) fails.
+    A peer is (public key, endpoint, address inside the tunnel).
 
     ``endpoints`` maps the public keys of other hosts to their desired endpoints. WireGuard itself
     replaces a host's endpoint by the address from which the host last sent, which is not an error.
@@ -460,7 +461,7 @@ If the process of wireguard-go ends, its interface stays and drops all packets.
 
 
 class WireGuard(NamedTuple):
-    """This host's WireGuard interface. `niso.base.paths.wireguard_key` has its private key."""
+    """This host's WireGuard interface. Its private key is in the file `paths.wireguard_key`."""
 
     name: str
     form: str  # KERNEL or USERSPACE
@@ -507,8 +508,8 @@ class _WireGuards(Kind[WireGuard], of=WireGuard):
         )
 
     def blocking(self, want: State, have: State) -> frozenset[WireGuard]:
-        """Return the existing interfaces whose form, `KERNEL` or `USERSPACE`, is not the desired
-        one. The desired form changes if the kernel has gained or lost WireGuard.
+        """Return the existing interfaces whose form, `KERNEL` or `USERSPACE` (wireguard-go), is not
+        the desired one. The desired form changes if the kernel has gained or lost WireGuard.
         """
         forms = {link.name: link.form for link in want[WireGuard]}
         return frozenset(
