@@ -148,7 +148,9 @@ def test_answers(path, method, headers, status) -> None:
         assert body == STATE
 
 
-def test_streams_have_the_last_state_and_an_end_and_are_few() -> None:
+def test_streams_have_the_last_state_and_an_end_and_are_few(monkeypatch) -> None:
+    monkeypatch.setattr(page_server, "_PATIENCE_S", 0.01)  # for the first state
+
     async def run() -> None:
         states = States()
         assert (await get(states, "/api/state.json", authorization=BEARER))[0] == 503
