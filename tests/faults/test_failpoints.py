@@ -2,7 +2,7 @@
 same command again makes it whole.
 
 ``NISO_TEST_LONG=1`` takes every step and every kind of failure, with ``NISO_TEST_STEPS=N`` at most N steps for each command and
-kind; else some of each.
+kind; else each command dies or fails once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from fault_world import LONG, World, borrowed
 
 FAILURES = (*ERRNOS, *LATER)
 ACTIONS = ("kill", *FAILURES) if LONG else ("some",)
-KILLS = 1
 STEPS = int(os.environ.get("NISO_TEST_STEPS", "1000"))
 
 
@@ -97,7 +96,9 @@ def failed(world: World, known: Undisturbed, number: int, action: str, position:
         if action in ERRNOS and case.undoes:
             assert len(lines) == 1, (what, done.stderr)
     assert_guarded(world, case, what)
-    if done.returncode and case.undoes:
+    # after the last commit, the command deletes the manifest of the former copy: nothing is undone
+    cleans_up = known.points[number - 1].startswith("delete ")
+    if done.returncode and case.undoes and not cleans_up:
         if action in LATER:  # which may have kept it from being undone at once
             others_work(world, known, 1 + position % 2, action, what)
             again_ = world.niso("net", "repair", check=False)
@@ -142,11 +143,9 @@ def test_command_that_dies_or_fails_at_any_step_is_never_wide_and_converges(
     if not LONG:
         place = list(CASES).index(name)
         possible = [each for each in FAILURES if every[each]]
-        failure = possible[place % len(possible)]
-        every = {
-            "kill": some(name, "kill", every["kill"], KILLS),
-            failure: some(name, failure, every[failure], 1),
-        }
+        # every second command dies, the others fail
+        action = "kill" if place % 2 else possible[place // 2 % len(possible)]
+        every = {action: some(name, action, every[action], 1)}
     else:
         every = {action: some(name, action, every[action], STEPS)}
     prepared = False
@@ -162,7 +161,7 @@ def test_command_that_dies_or_fails_at_any_step_is_never_wide_and_converges(
                 as_before(world, known.baseline, f"{each} at {number}")
     if prepared:
         as_before(world, known.baseline, "failed and undone")
-    if action == "kill":
+    if LONG and action == "kill":
         prepare(world, known.case)
         done, _ = world.disturbed(len(known.points) + 1, "kill", *known.case.command.split())
         assert done.returncode == 0
@@ -171,7 +170,9 @@ def test_command_that_dies_or_fails_at_any_step_is_never_wide_and_converges(
 
 
 @pytest.mark.parametrize(
-    "name", ["first-activate", "changed-environment", "changed-network", "deactivate-last"]
+    "name",
+    ["changed-network", "deactivate-last"]
+    + (["first-activate", "changed-environment"] if LONG else []),
 )
 def test_recovery_that_is_killed_too_is_recovered(
     world: World, left: list[World], name: str

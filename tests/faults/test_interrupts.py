@@ -16,7 +16,7 @@ from fault_cases import CASES, Undisturbed, again, as_before, guarded, prepare, 
 from fault_world import LOG, LONG, World
 
 NAMES = tuple(CASES) if LONG else ("changed-environment", "restart", "stack-change")
-MOMENTS = 30 if LONG else 3
+MOMENTS = 30 if LONG else 2
 LATER_S = 0.02  # a moment is after some step, by at most this
 
 

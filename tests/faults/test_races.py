@@ -260,7 +260,7 @@ def test_two_stops_of_one_service_are_one(world: World) -> None:
 def test_command_killed_at_any_moment_converges(world: World, command: str) -> None:
     """Between two failpoints too: while conmon and crun start, or end, a process."""
     baseline = world.snapshot()
-    moments = 40 if LONG else 4
+    moments = 40 if LONG else 3
     for moment in range(moments):
         if not command.startswith("activate"):
             world.niso("activate", "/tmp/a")

@@ -18,7 +18,7 @@ from walk.walker import Failure, Walker
 LONG = os.environ.get("NISO_TEST_LONG") == "1"
 MINUTES = 30
 SEEDS = (1, 2, 3, 4) if LONG else (1, 2)
-STEPS = 30
+STEPS = 30 if LONG else 20
 
 
 @pytest.mark.first
