@@ -5,7 +5,7 @@ service names (draft-ietf-opsawg-pcapng). `Host.trace` returns the path of a pac
 netfilter hooks.
 
 tcpdump runs in a mount namespace of its own, in which /etc/hosts contains the services and names
-are not looked up in DNS. Nothing is changed in the service.
+are not looked up in DNS. The mounts of services are not changed.
 
 If the caller is killed, a watcher process kills tcpdump, which would not notice until it writes the
 next packet. The kernel's signal at a parent's death (PR_SET_PDEATHSIG) cannot be used, because the
@@ -246,8 +246,9 @@ _NSSWITCH = "hosts: files\nservices: files\nprotocols: files\n"
 class Tcpdump:
     """A running tcpdump with the given arguments and filter.
 
-    It captures in the network namespace ``namespace``, or in the caller's if this is "". ``stdin``
-    is an open descriptor. Raises Error if tcpdump is not installed, KernelError and ProcessError.
+    tcpdump captures in the network namespace ``namespace``, or in the caller's if this is "".
+    ``stdin`` is an open descriptor. Raises Error if tcpdump is not installed, KernelError and
+    ProcessError.
     """
 
     def __init__(
@@ -294,7 +295,7 @@ class Tcpdump:
         return data
 
     def hear(self) -> bool:
-        """Read tcpdump's error output, for a later error message. Return False at its end."""
+        """Read tcpdump's error output for a later error message. Return False when it has ended."""
         data = os.read(self.err, _CHUNK)
         self._said = (self._said + data)[-_SAID:]
         return bool(data)
@@ -400,8 +401,8 @@ _MOST = 262_144  # snapshot length: bytes of a packet
 class CaptureFile:
     """A builder of a pcapng file that merges several captures. Methods return bytes to append.
 
-    ``comment`` returns the comment, or "", for a packet with this time (microseconds since 1970).
-    ``most`` is the number of packets after which the file is full.
+    ``comment`` returns the comment for a packet by its time (microseconds since 1970), or "" for no
+    comment. The file is full after ``most`` packets.
     """
 
     def __init__(
@@ -664,8 +665,8 @@ def _by_port(
     port: int | None,
     proto: str,
 ) -> set[tuple[int, str, int]]:
-    """Return (IP version, source, host port) of packets to published ports, for `trace_rules`. The
-    ports lead to the service ``to``. ``port`` is the host port or the port of the service.
+    """Return (IP version, source, host port) of packets to published ports of the service ``to``,
+    as `trace_rules` needs them. ``port`` is the host port or the port of the service.
     """
     known = context.services.get(to.service or "")
     found: set[tuple[int, str, int]] = set()
@@ -686,7 +687,7 @@ def _by_port(
 
 
 def _ends(step: TraceStep, proto: str) -> _Ends | None:
-    """Return the addresses and ports in the headers of a traced packet, or None without headers."""
+    """Return (source, source port, destination, destination port) of a traced packet, or None."""
     if not step.network:
         return None
     size = 16 if step.version == 6 else 4
@@ -712,10 +713,10 @@ _LEADS = ("jump ", "goto ")
 def stages(
     context: PolicyContext, reader: FlowReader, steps: list[TraceStep], proto: str
 ) -> list[Stage]:
-    """Return the chains that decided something about a traced packet, in order.
+    """Return what the chains on a traced packet's path did to the packet, one `Stage` per chain.
 
-    The text of a policy chain names the policy entry that decides. After a chain whose NAT changed
-    an address or a port, a further stage has the new value.
+    For a chain of policies, the stage names the policy entry that decides. If NAT changed an
+    address or a port, a further stage has the new value.
     """
     result: list[Stage] = []
     now: _Ends | None = None
@@ -791,7 +792,7 @@ def _words(
 
 
 def _passes_by(context: PolicyContext, sent: _Ends, after: _Ends, proto: str) -> str:
-    """Return why a traced packet passed: the policy entries that allow it, or its path."""
+    """Return a phrase for why a traced packet passed: policy entries that allow it, or its path."""
     # policies match after DNAT and before masquerading
     both = evaluate(context, sent[0], after[2], after[3], proto)
     allowed = [reason.message for reason in both if reason.key]

@@ -101,7 +101,7 @@ class _Way(NamedTuple):
 
 
 class _Ends(NamedTuple):
-    """The addresses and ports of a packet. None stands for an unknown address or port."""
+    """The addresses and ports of a packet. None means an unknown address or port."""
 
     source: str | None
     own_port: int | None
@@ -396,7 +396,7 @@ def _routed(
 
 
 def _headers(packet: Packet, ends: _Ends, is_reply: bool) -> dict[int, Bits]:
-    """Return (headers, masks of known bits) of a packet, by NFT_PAYLOAD_*_HEADER."""
+    """Return {header: (bytes, mask of known bits)} of a packet. Keys are NFT_PAYLOAD_*_HEADER."""
     start, width, at = (12, 4, 9) if packet.family == 4 else (8, 16, 6)
     data, known = bytearray(start + 2 * width), bytearray(start + 2 * width)
     data[at], known[at] = _number(packet), 0xFF

@@ -1,8 +1,8 @@
-"""List all differences between the desired and the actual state, for `niso net check`.
+"""Compare the desired state of a host with its actual state, for `niso net check`.
 
-There can be differences in the kernel, in the rows of niso's database, in processes and in copies
-of packages. An attachment whose namespace no longer exists is reported as a difference too. The
-module `niso.change.repair` repairs all of these differences.
+Differences can be in the kernel, in the rows of the store, in processes and in package copies. An
+attachment whose namespace no longer exists also counts as a difference. `niso.change.repair`
+repairs all of these.
 """
 
 from __future__ import annotations
@@ -79,9 +79,8 @@ def check(
 ) -> list[Finding]:
     """Return the problems that `niso net check` reports for the host, a service or a network.
 
-    Plugins of container engines pass ``name`` and ``may_be_on``. Then a sysctl in ``may_be_on`` is
-    not reported if niso wants it to be 0, and chains and sets, which all services share, are not
-    compared.
+    Plugins of container engines pass ``name`` and ``may_be_on``, the sysctls that may be 1 although
+    niso wants 0. Chains and sets, which all services share, are then not compared.
 
     This function changes nothing. A difference may be due to a command that is running now, so
     differences are compared again under niso's lock. Raises KernelError, NotFound if ``name`` is
@@ -106,10 +105,10 @@ def check(
 
 
 def problems(machine: Machine) -> dict[str, int] | None:
-    """Count the problems of each kind, without niso's lock. Raises KernelError.
+    """Return {kind of problem: number of problems}, without taking niso's lock.
 
     Only problems that several comparisons in a row find are counted. The others are due to a
-    running command. Returns None if objects disappeared during each comparison.
+    running command. Returns None if objects disappeared during each comparison. Raises KernelError.
     """
     lasting: set[tuple[Problem, str]] | None = None
     for turn in range(_LOOKS):
@@ -217,7 +216,7 @@ def unpublished_ports(machine: Machine, name: str | None) -> list[tuple[str, str
 
 
 def instance_warnings(machine: Machine, name: str | None) -> list[tuple[str, str]]:
-    """Return a warning and the next step for each service with replicas that needs attention."""
+    """Return (warning, next step) for each service whose instances need the user's attention."""
     store = machine.store
     active = list(dict.fromkeys(map(owner, _concerned(store, name)[1])))
     warnings = list(few_instances(store, active))
@@ -280,7 +279,7 @@ def _concerned(store: Store, name: str | None) -> tuple[list[NetworkRecord], lis
 
 
 def _own(machine: Machine, name: str | None, may_be_on: Container[str] | None) -> list[Finding]:
-    """Return the problems of niso's own objects. See `check`."""
+    """Return the problems of niso's own objects. The arguments are those of `check`."""
     store, kernel = machine.store, machine.kernel
     defects = store_defects.find_defects(kernel, store)
     if any(problem != "different" for problem, _, _ in defects):
@@ -452,12 +451,12 @@ container.
 
 
 def is_moving(attached: AttachedRow) -> bool:
-    """Return whether a container engine is about to move an interface into its container.
+    """Return whether Docker may still move an attachment's interface into its container.
 
-    Before the move, the attachment's namespace may be missing without an error. The modification
-    time of the symlink at the attachment's path is the time at which niso created the interface.
-    When the interface has arrived in the container, niso sets this time to 0. If the container
-    engine has been killed, the interface no longer moves, but may already be in the container.
+    Until then, the attachment's namespace may be missing. Docker has two minutes from the
+    modification time of the symbolic link at the attachment's path. niso creates the link with the
+    interface, and sets the time to 0 when the interface has arrived. If dockerd has been killed
+    since, the result is whether the namespace exists and has a process.
     """
     if attached.owner != BY_INTERFACE:
         return False
@@ -474,8 +473,7 @@ def is_moving(attached: AttachedRow) -> bool:
 def with_ended_netns(kernel: Kernel, store: Store, only: Container[str] | None = None) -> list[str]:
     """Return the names of active attachments whose namespace or container no longer exists.
 
-    An attachment is a namespace of another program that niso connects to networks. If ``only`` is
-    not None, only attachments with these names are checked.
+    If ``only`` is not None, only the attachments with these names are checked.
     """
     active = [
         attached
@@ -489,8 +487,8 @@ def with_ended_netns(kernel: Kernel, store: Store, only: Container[str] | None =
 def ended(kernel: Kernel, attachments: Iterable[AttachedRow]) -> set[str]:
     """Return the names of the given attachments whose namespace or container no longer exists.
 
-    A container of Docker no longer exists if it has no process. If dockerd was killed, the file of
-    its namespace remains.
+    A container of Docker counts as removed if it has no process: if dockerd was killed, the file of
+    the container's namespace remains.
     """
     settled = [attached for attached in attachments if not is_moving(attached)]
     over = {attached.service for attached in settled if not attached.lives(kernel)}

@@ -54,7 +54,7 @@ class Drop(NamedTuple):
 
 
 class Drops(ResultStream):
-    """An endless iterator of `Drop` for a ``with`` block. `fileno` can be passed to poll(2)."""
+    """An endless iterator of dropped packets (`Drop`) for a ``with`` block, usable with poll(2)."""
 
     def __init__(self, session: Session, name: str | None) -> None:
         store = session.store()

@@ -34,7 +34,7 @@ The more services there are, the longer a snapshot takes.
 
 
 class Events(ResultStream):
-    """An endless iterator of `Happened` for a ``with`` block. `fileno` can be passed to poll(2)."""
+    """An endless iterator of events (`Happened`) for a ``with`` block, usable with poll(2)."""
 
     def __init__(self, session: Session, name: str | None, since: float | None) -> None:
         self.session = session
@@ -61,7 +61,7 @@ class Events(ResultStream):
         return self._watches.fileno()
 
     def past(self) -> tuple[Happened, ...]:
-        """Return the recorded events since the time that the caller gave, if any."""
+        """Return the events recorded since the start time that the caller requested, if any."""
         return self._chosen(sorted(self._past, key=lambda one: one.time))
 
     @guarded
@@ -94,8 +94,8 @@ class Events(ResultStream):
         self._watches.close()
 
     def _folded(self) -> tuple[bool, list[TableChange] | None]:
-        """Collect changes until none arrives for a short time. Returns whether anything changed,
-        and changes of nftables (None if the kernel skipped some).
+        """Collect changes until none arrives for a short time. Returns (whether anything changed,
+        the changes of nftables). The second is None if the kernel skipped some.
         """
         changed, every = self._watches.read()
         end = time.monotonic() + _LONGEST_S

@@ -135,9 +135,10 @@ class Memory(NamedTuple):
     full: tuple[str, ...] = ()  # the sets that are full now
 
     def by_verdict(self) -> Iterator[tuple[str, Recorded]]:
-        """Yield each recorded flow with its verdict PASS, AUDIT, DROP or DIRECT.
+        """Yield (verdict, flow) for each recorded flow.
 
-        AUDIT means that packets passed only because a policy was in audit mode.
+        The verdict AUDIT means that packets passed only because a policy was in audit mode. DIRECT
+        means that another machine sent packets to the address of a service, and niso dropped them.
         """
         passed = {row[:4]: row for row in self.passed}
         for row in self.audited:
@@ -185,8 +186,8 @@ def remembered(kernel: Kernel, context: PolicyContext, with_open: bool = True) -
 def _is_before_receiver(
     context: PolicyContext, source: str, destination: str, reason: Reason | None
 ) -> bool:
-    """Return whether ``reason`` explains a drop even though the receiver no longer exists. The
-    reason must be the policy or the internal network of the sender.
+    """Return whether a packet is dropped for ``reason`` whatever the policy of the receiver, which
+    no longer exists: the sender's policy or internal network drops it.
     """
     sender, entered = holder_of(context, source) or (None, "")
     if sender is None or reason is None:
@@ -208,7 +209,7 @@ def _is_full(name: str, rows: list[Recorded]) -> bool:
 
 
 def left_out(memory: Memory, reader: FlowReader) -> list[tuple[str, list[str]]]:
-    """Return a warning and its hints for each reason why flows were not recorded."""
+    """Return (warning, next steps) for each reason why flows were not recorded."""
     result = []
     if memory.full:
         sets = ", ".join(memory.full)
@@ -242,9 +243,9 @@ def few(names: Mapping[str, int]) -> str:
 def sources_beyond(
     memory: Memory, reader: FlowReader, denied: bool | None = None
 ) -> dict[str, int]:
-    """Return {source: number of flows not recorded because its share was used up}, highest first.
+    """Return {source: number of flows not recorded, as its share was used up}, highest first.
 
-    ``denied`` selects only refused flows (True) or only others (False).
+    ``denied`` selects only refused flows (True) or only other flows (False).
     """
     counts: dict[str, int] = {}
     for (set_, source), lost in memory.beyond.items():
@@ -271,7 +272,7 @@ class FlowReader:
                 self._ends[address] = self._service_end(known, address)
 
     def _service_end(self, known: KnownService, address: str) -> FlowEnd:
-        """Return the `FlowEnd` for an address of a service or of an instance (replica).
+        """Return the `FlowEnd` for an address of a service or of an instance.
 
         The address of an instance is replaced by its service's address on the same network, unless
         this reader lists instances separately.
@@ -293,7 +294,7 @@ class FlowReader:
         return self if is_same else FlowReader(context, self._split)
 
     def end(self, address: str) -> FlowEnd:
-        """Return the name and service of an address at one end of a flow."""
+        """Return an address as a `FlowEnd`: with name, service, and whether it is the host's."""
         if address not in self._ends:
             is_host = plan_verdict.is_host(self.context, address)
             gone = not is_host and is_for_services(self.context, address)
@@ -302,7 +303,7 @@ class FlowReader:
         return self._ends[address]
 
     def shown(self, key: Key) -> Key:
-        """Replace the addresses of instances in a flow's key by their service's addresses."""
+        """Return a flow's key with the service's address in place of an instance's address."""
         return self.end(key[0]).address, self.end(key[1]).address, *key[2:]
 
     def flow(self, key: Key, passes: bool, direct: bool = False) -> Flow:
@@ -351,7 +352,7 @@ class FlowReader:
         )
 
     def _named(self, sender: str, to: FlowEnd, port: int, proto: str) -> FlowEnd:
-        """Give an address outside niso the DNS name that the sender's policy has for it, if any."""
+        """Return ``to`` with the DNS name that the sender's policy has for its address, if any."""
         known = self.context.services.get(sender)
         if known is None:
             return to
@@ -379,8 +380,9 @@ class FlowReader:
         return published_at(its, port, family_of(destination), from_.address)
 
     def _part(self, services: frozenset[str], passes: bool) -> PolicyContext:
-        """Return the context with the policies of some services only, because this is faster. For
-        flows that passed, a DNS name in a policy also stands for its former addresses.
+        """Return the context with only the policies of ``services``, which takes less time to
+        evaluate. For flows that passed, a DNS name in a policy also stands for its former
+        addresses.
         """
         if (services, passes) not in self._parts:
             context = self.context
@@ -437,7 +439,7 @@ def _merged(flows: Iterable[Flow]) -> list[Flow]:
 
 
 def lately(flows: Iterable[Flow], since: float | None) -> list[Flow]:
-    """Return the flows that are open or began after ``since`` (Unix time; None: all flows)."""
+    """Return the flows that are open or began after the Unix time ``since`` (None: all flows)."""
     if since is None:
         return list(flows)
     oldest = time.time() - since
@@ -464,7 +466,7 @@ def more(before: int, now: int) -> int:
 
 
 def times(ago: float | None) -> tuple[str | None, float | None]:
-    """Convert the age in seconds of an event to its time (RFC 3339) and its rounded age."""
+    """Convert an event's age in seconds to (time in RFC 3339, rounded age). Both can be None."""
     return (None, None) if ago is None else (exact_time_text(time.time() - ago), round(ago, 3))
 
 
@@ -481,7 +483,7 @@ def published_at(
     ports: Iterable[PortMapping], port: int, family: int, host: str = ""
 ) -> int | None:
     """Return the host port that leads to a port of a service, or None. ``ports`` are the published
-    ports that lead there. If a program of the host connected, ``host`` is its address.
+    ports that lead there. ``host`` is the source address if a program of the host connected.
     """
     found = [
         (mapping.is_wide, mapping.host_port + port - mapping.container_port)

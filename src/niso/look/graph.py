@@ -119,7 +119,7 @@ def of_policies(
 
 def _clients(context: PolicyContext, receiver: KnownService, port: PortMapping) -> Iterator[Edge]:
     """Yield an edge from each outside client that may use a published port, or to which an entry
-    denies it. If parts of a range of ports have different clients, each part has its own edges.
+    denies the port. Parts of a range of ports with different clients have edges of their own.
     """
     own, first = receiver.policy, port.container_port
     after = first + port.count
@@ -148,8 +148,8 @@ def _clients(context: PolicyContext, receiver: KnownService, port: PortMapping) 
 def _users(
     context: PolicyContext, receiver: KnownService, port: PortMapping, about: list[Entry]
 ) -> Iterator[tuple[str, str]]:
-    """Yield (client, verdict) for the clients of a published port. A client is the text of its box
-    in the graph. ``about`` are the entries of the ingress policy that match the port.
+    """Yield (label of a client, verdict) for each client that may use a published port, or to which
+    an entry denies the port. ``about`` are the entries of the ingress policy that match the port.
     """
     if port.host_ip and ipaddress.ip_address(port.host_ip).is_loopback:
         yield HOST, PASS
@@ -224,9 +224,10 @@ def _whole(entry: Entry) -> Entry:
 def _passing(
     context: PolicyContext, ends: tuple[str, str], about: list[tuple[Entry, str]], cuts: list[int]
 ) -> Iterator[tuple[str, str]]:
-    """Yield (label, verdict) for each range of ports of allow entries on which packets pass.
+    """Yield (label, verdict) for each range of ports on which packets between two services pass.
 
-    ``about`` are the entries, each with the address of its peer. ``cuts`` are the ports at which
+    ``ends`` are the source and destination addresses. ``about`` has each allow entry that can match
+    the packets, with the address that the entry is compared with. ``cuts`` are the ports at which
     the verdict may change.
     """
 
@@ -458,7 +459,7 @@ def pages(picture: Picture) -> list[Picture]:
 
 
 def _marks(session: Session) -> dict[str, tuple[str, str]]:
-    """Return the health of each service, and whether it has a policy, for `dot`."""
+    """Return {service: (health, note about the policy)} for `dot`. Both can be ""."""
     store = session.store()
     lines = services.service_lines(session, store)
     policied = {*store.policied()}
@@ -531,7 +532,7 @@ def declared_context(stack: Stack) -> PolicyContext:
     """Return the services, networks and policies of a stack as if it were active.
 
     A network without a declared subnet gets a made-up subnet, and services get made-up addresses,
-    so that verdicts can be computed. They depend only on the file, and differ from real addresses.
+    so that verdicts can be computed. The made-up addresses depend only on the stack's file.
     """
     used = {name for member in stack.members for name in member.loaded.spec.network.networks}
     networks = {}

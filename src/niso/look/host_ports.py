@@ -37,10 +37,10 @@ def taken(
     wanted: Iterable[records.PortMapping],
     published: Container[records.PortMapping],
 ) -> list[tuple[records.PortMapping, str, records.PortMapping]]:
-    """Return the manifest's host ports that a `niso port-forward` of any service has taken.
+    """Return the host ports of a manifest that a `niso port-forward` of any service has taken.
 
-    ``wanted`` are the manifest's ports, and ``published`` those that ``service`` published before.
-    Each result is (port of the manifest, service with the port-forward, its port).
+    ``wanted`` are the manifest's ports, and ``published`` the ports of ``service`` at its last
+    activation. Each result is (port of the manifest, forwarding service, forwarded port).
     """
     gone = [
         port
@@ -57,7 +57,7 @@ def taken(
 
 
 def unpublished(store: Store, service: str) -> list[records.PortMapping]:
-    """Return manifest ports that are not published because a former port-forward took them."""
+    """Return manifest ports that are not published because a former port-forward had taken them."""
     row = store.service(service)
     wanted = published_by(row) if row is not None else ()
     lost = [
@@ -74,13 +74,13 @@ def unpublished(store: Store, service: str) -> list[records.PortMapping]:
 
 
 def same_place(one: records.PortMapping, other: records.PortMapping) -> bool:
-    """Return whether two published ports clash on the same host address, or on all addresses."""
+    """Return whether two published ports overlap on the same host address, or on all addresses."""
     alike = one.host_ip == other.host_ip or (one.is_wide and other.is_wide)
     return alike and one.clashes(other)
 
 
 def as_held(held: records.PortMapping, wanted: records.PortMapping) -> str:
-    """Return " as ADDRESS:PORT" if a port is recorded with another host port than wanted, or ""."""
+    """Return " as ADDRESS:PORT" if ``held`` has another host port than ``wanted``, otherwise ""."""
     return "" if held.host_side == wanted.host_side else f" as {held.host_side}"
 
 
@@ -119,7 +119,7 @@ class Listeners:
             )
 
     def described(self, listener: Listener) -> tuple[str, str]:
-        """Return a phrase for the program that owns a socket, and the socket's address and port."""
+        """Return (phrase for the program that owns a socket, ``ADDRESS:PORT`` of the socket)."""
         who = self._kernel.socket_holder(listener.inode)
         program = f"{who[1]} (pid {who[0]})" if who else "a process that is not visible from here"
         return program, f"{bracketed(listener.address)}:{listener.port}"
@@ -130,7 +130,7 @@ def shadows(
 ) -> list[tuple[str, records.PortMapping, int, str]]:
     """Find programs that get no packets because a service publishes the port they listen on.
 
-    Each result has service, port, IP version, and a text about the program. Raises KernelError.
+    Each result is (service, port, IP version, text about the program). Raises KernelError.
     """
     listeners: dict[tuple[int, ...], Listeners] = {}
     result = []

@@ -180,7 +180,7 @@ class _Learner:
                 yield _line(entry.text, (), False, "in the manifest; nothing used it")
 
     def _hides(self, entry: Entry, egress: bool) -> bool:
-        """Return whether a flow that was not recorded may have used an entry."""
+        """Return whether flows that were not recorded may have used an entry of the policy."""
         if self._gap == NOT_ALL:
             return True
         if egress:
@@ -196,8 +196,8 @@ class _Learner:
         )
 
     def _helps(self, seen: Flow, egress: bool) -> str | None:
-        """Return a string if an allow entry in this list would help a denied flow, else None. The
-        string names the other end's entry that denies the flow too, or is "".
+        """Return None unless an allow entry for ingress, or with ``egress`` for egress, would help
+        a denied flow. Otherwise return the other service's entry that also denies the flow, or "".
         """
         ends = seen.id[:2]
         if seen.gone or flows.closed(self._context, *ends, seen.proto, seen.port, across=True):
@@ -222,8 +222,9 @@ class _Learner:
     def _groups(
         self, rows: Iterable[Flow], egress: bool
     ) -> tuple[dict[_PeerPorts, list[Flow]], list[Flow]]:
-        """Group flows by the entry that would allow them. Returns the groups, and the flows that no
-        entry can allow: their service was deleted, or their port is no longer published.
+        """Group flows by the policy entry that would allow them. Returns (groups, other flows). No
+        entry can allow the other flows: their service was deleted, or their port is no longer
+        published.
         """
         groups: dict[_PeerPorts, list[Flow]] = {}
         outside: dict[tuple[int, str, int], list[Flow]] = {}
@@ -334,7 +335,7 @@ class _Learner:
             yield _line(text, (), False, note)
 
     def _whole(self, groups: dict[_PeerPorts, list[Flow]]) -> Iterator[LearnedEntry]:
-        """Yield a comment for each network whose name could replace the entries of its services."""
+        """Yield a comment for each network that could replace the entries of its services."""
         used: dict[tuple[int, str], set[str]] = {}
         for group, rows in groups.items():
             for flow in rows:
@@ -356,8 +357,8 @@ class _Learner:
 
 
 def _denying(reason: verdict.Reason) -> str:
-    """Return the short key of the policy entry that denies a flow, or "". A policy in audit mode
-    counts as if it were enforced.
+    """Return the key, without ``network.policy.``, of the policy entry that denies a flow, or "". A
+    policy in audit mode counts as if it were enforced.
     """
     denies = not reason.passes or reason.audits
     return reason.key.removeprefix("network.policy.") if denies else ""
@@ -375,8 +376,8 @@ def _outside(
     """Yield policy entries for addresses outside niso's networks, each with the flows it allows.
 
     All given flows are to one port. Neighbouring addresses are merged into prefixes until at most
-    `MOST_OUTSIDE` entries are left, if possible. No merged prefix contains an address in
-    ``inside``, the prefixes that are niso's or the host's.
+    `MOST_OUTSIDE` entries remain, if possible. A merged prefix contains no address of the prefixes
+    ``inside``, which are niso's or the host's.
     """
     by_number: dict[int, list[Flow]] = {}
     for flow in rows:
@@ -418,7 +419,7 @@ _Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def _joined(groups: dict[_PeerPorts, list[Flow]]) -> Iterator[tuple[_PeerPorts, list[Flow]]]:
-    """Yield (entry, flows) in order, with consecutive ports of one peer merged into a range."""
+    """Merge groups for consecutive ports of one peer. Yield each group with its list of flows."""
     order = sorted(groups, key=lambda g: (g.peer, g.proto, g.first))
     last: tuple[_PeerPorts, list[Flow]] | None = None
     for group in order:

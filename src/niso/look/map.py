@@ -158,7 +158,7 @@ class Map(Metered):
         self._glanced = 0.0
 
     def rest(self) -> None:
-        """Stop counting bytes of flows until the next `read`, which then returns no rates."""
+        """Stop counting bytes of flows until the next `read`. That `read` then returns no rates."""
         self.close()
         self._before = None
 
@@ -252,8 +252,8 @@ class Map(Metered):
         )
 
     def _name_in(self, store: Store) -> Callable[[str, str], str | None]:
-        """Return a cached function that maps (service, other service) to a name for the other
-        service that the policy of the first can use, or None.
+        """Return a cached function (service, other service) -> name. The policy of the first
+        service can use this name for the other service. The name is None if there is none.
         """
         version = store.changes()
         if version != self._version:
@@ -358,10 +358,10 @@ Pair = tuple[str, str, bool]  # the names of source and destination, and whether
 
 
 def bounded(memory: Memory, reader: FlowReader) -> tuple[Memory, dict[Pair, int]]:
-    """Limit the number of flows. The latest flows of each pair of source and destination stay.
+    """Limit the number of flows. Returns the remaining flows, and {pair: flows left out}.
 
-    Of the open flows, those with most connections stay. All other machines count as one name. Also
-    returns the number of flows of each pair that were left out.
+    The latest flows of each pair of names remain. Of the open flows, those with most connections
+    remain. All other machines count as one name.
     """
     left_out: dict[Pair, int] = {}
 
@@ -371,7 +371,7 @@ def bounded(memory: Memory, reader: FlowReader) -> tuple[Memory, dict[Pair, int]
         return from_, to, passes
 
     def bound(keys: Iterable[Key], most: int, passes: bool) -> set[Key]:
-        """Choose at most ``most`` keys: the first of each pair, then the second, and so on."""
+        """Choose at most ``most`` of ``keys``: the first of each pair, then the second, etc."""
         pairs: dict[Pair, list[Key]] = {}
         for key in keys:
             pairs.setdefault(pair(key, passes), []).append(key)
@@ -406,7 +406,7 @@ def bounded(memory: Memory, reader: FlowReader) -> tuple[Memory, dict[Pair, int]
 
 
 def grouped(flows: Sequence[Flow]) -> list[tuple[tuple[MapEnd, MapEnd], list[Flow]]]:
-    """Group flows by port, protocol, verdict, and both ends as the map shows them."""
+    """Group flows by port, protocol, verdict and names on the map. Return pairs (ends, flows)."""
     sources = _shown(flow.from_ for flow in flows)
     targets = _shown(flow.to for flow in flows)
     groups: dict[tuple[MapEnd, MapEnd, int, str, str], list[Flow]] = {}

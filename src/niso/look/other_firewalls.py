@@ -67,10 +67,10 @@ def foreign_drops(
 ) -> list[ForeignDrop]:
     """Return the chains of other programs in this network namespace that drop niso's packets.
 
-    Only packets of the given bridges are tested. ``bridged`` is true if nf_call_iptables of a
-    bridge or net.bridge.bridge-nf-call-iptables is 1. Frames between two services of a bridge then
-    also traverse the forward chains of the families ip, ip6 and inet. Rules of iptables-legacy are
-    not visible (see `unseen`). Raises KernelError.
+    Only packets of ``bridges`` are tested. ``bridged`` is true if nf_call_iptables of a bridge or
+    net.bridge.bridge-nf-call-iptables is 1: then frames between two services of a bridge also
+    traverse the forward chains of the families ip, ip6 and inet. Rules of iptables-legacy are not
+    visible (see `unseen`). Raises KernelError.
     """
     names = sorted(set(bridges))
     with kernel.foreign_chains() as source:
@@ -81,7 +81,7 @@ def foreign_drops(
 
 
 def unseen(families: Iterable[int] = (4,)) -> list[str]:
-    """Return a warning for each IP version in which iptables-legacy has rules."""
+    """Return a warning for each IP version with iptables-legacy rules, which niso cannot read."""
     return [
         f"rules of {tool} are not visible; check with {tool} -S FORWARD"
         for family, tool in ((4, "iptables-legacy"), (6, "ip6tables-legacy"))
@@ -338,7 +338,7 @@ def _name(ifname: str) -> bytes:
 
 
 def walk_chain(source: ForeignChains, chain: Chain, packet: PacketBits) -> tuple[bool, set[str]]:
-    """Return whether a base chain accepts a packet, and the chains that the packet traverses."""
+    """Return (whether a base chain accepts a packet, names of the chains that it traverses)."""
     visited: set[str] = set()
     steps = 0
 
@@ -637,7 +637,7 @@ def network_drops(kernel: Kernel, networks: Iterable[NetworkRecord]) -> list[For
 
 
 def others_dropped(chains: Iterable[str]) -> list[tuple[str, str]]:
-    """Return a problem and its remedy for each NAT chain whose packets niso drops."""
+    """Return (problem, remedy) for each of these NAT chains, whose packets niso drops."""
     return [
         (
             f"nftables chain {chain} translates addresses of packets that niso drops: the host"
@@ -650,7 +650,7 @@ def others_dropped(chains: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def closed_links(kernel: Kernel) -> list[tuple[str, str]]:
-    """Return a problem and its remedy for each network interface that does not forward IPv4."""
+    """Return (problem, remedy) for each network interface that does not forward IPv4."""
     return [
         (
             f"link {name} does not forward IPv4 ({_forwarding(name)} is 0)",
@@ -665,7 +665,7 @@ def _forwarding(link: str) -> str:
 
 
 def narrowed(ways: list[str], policy: Policy | None) -> list[str]:
-    """Add a policy's restrictions to the lines that say who can reach a published port.
+    """Return lines that say who can reach a published port, with a policy's restrictions added.
 
     The first line of ``ways`` is about this host, which no policy restricts.
     """
@@ -683,7 +683,7 @@ def narrowed(ways: list[str], policy: Policy | None) -> list[str]:
 
 
 def _addresses() -> list[tuple[str, str, bool]]:
-    """List the host's addresses, with interface and whether other machines can use the address."""
+    """Return (address, interface, whether other machines can use the address) of this host."""
     addresses = []
     with Rtnl() as rtnl:
         links = {link.index: link for link in rtnl.links()}

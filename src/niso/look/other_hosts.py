@@ -154,9 +154,9 @@ def with_remote(
 ) -> PolicyContext:
     """Return ``here``, extended by the policies that other hosts apply to a packet.
 
-    If the cluster does not answer, a warning says that these policies are unknown. Raises Error.
-    With ``proves``, a test packet is to be sent, so Error is raised if another host is involved:
-    the packet cannot be traced there.
+    If the cluster does not answer, a warning says that these policies are unknown. With ``proves``,
+    raises Error if the packet involves another host, because a test packet cannot be traced there.
+    Raises Error.
     """
     ends = [
         known

@@ -176,7 +176,7 @@ def resolve(store: Store, text: str, asker: str | None = None) -> PacketEnd:
 
 
 def _named(store: Store, text: str, asker: str | None) -> str:
-    """Return the service with a name, hostname or alias. This host's services come first."""
+    """Return the service with this name, hostname or alias. This host's services come first."""
     try:
         return store.resolve(text, asker)
     except NotFound:
@@ -215,7 +215,7 @@ def _end(store: Store, service: str) -> PacketEnd:
 def ends(
     context: PolicyContext, source: PacketEnd, destination: PacketEnd, family: int | None = None
 ) -> tuple[str, str]:
-    """Return the source and destination addresses of a packet, preferably IPv4 addresses.
+    """Return (source, destination): the addresses of a packet, preferably IPv4 addresses.
 
     The addresses follow from the sender's hosts file and routes. Raises Error if no IP version has
     an address at both ends, and UsageError if the arguments have different IP versions.
@@ -252,7 +252,7 @@ def ends(
 def ends_by_family(
     context: PolicyContext, source: PacketEnd, destination: PacketEnd
 ) -> dict[int, tuple[str, str]]:
-    """Return, for each IP version that both ends have, the addresses that `ends` returns."""
+    """Return {IP version: (source, destination)} for each IP version that both ends have."""
     first = ends(context, source, destination)
     pairs = {family_of(first[1]): first}
     if not (source.address or destination.address):
@@ -418,7 +418,7 @@ def other_family(
     packet: Packet,
     closed: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> ExplainedPacket | None:
-    """Explain a packet of the other IP version. Returns None if an end has no such address."""
+    """Explain the same packet with the other IP version. None if an end has no such address."""
     try:
         from_, to = ends(context, source, destination, 4 if packet.family == 6 else 6)
     except Error:
@@ -522,7 +522,7 @@ def _dropping(
     raw: str,
     inside: str,
 ) -> tuple[_Rules, _Rules]:
-    """Return (rules that drop a packet before policies are evaluated, rules afterwards)."""
+    """Return two tuples: rules that drop a packet before policies are evaluated, rules after."""
     is_within = entered is not None and reached is not None and reached.name == entered.name
     if entered and entered.internal and not is_within:
         return _static(ruleset.INET, "forward", "out of an internal network"), ()
@@ -556,7 +556,7 @@ def _passing(
 
 
 def _static(table: str, chain: str, fragment: str, last: int = 0) -> _Rules:
-    """Return a chain's first rule that contains ``fragment``, or the last if ``last`` is set."""
+    """Return the first rule of a chain that contains ``fragment``, or with ``last`` the last."""
     rules = ruleset.rules_of(table, chain)
     found = [
         Object(table, chain, text, place) for place, text in enumerate(rules) if fragment in text
@@ -572,8 +572,9 @@ def _object(element: Element) -> Object:
 def _port_elements(
     store: Store, sender: KnownService, receiver: KnownService, network: NetworkRecord, address: str
 ) -> _Rules:
-    """Return the nftables elements by which a bridge port accepts a source address of a service. On
-    the receiver's host, the port of a service of another host is the network's VXLAN device.
+    """Return the nftables elements that let a bridge port receive packets from a service's address.
+    On the receiver's host, the bridge port for services of other hosts is the network's VXLAN
+    device.
     """
     service, row = sender.name, store.service(sender.name)
     lets = (f"sources{family_of(address)}", *ruleset.CLAIMS)
@@ -635,8 +636,9 @@ def _published(
 def _to_instances(
     store: Store, context: PolicyContext, packet: Packet, verdict: Verdict
 ) -> list[Object]:
-    """Return the nftables objects that direct a packet from a service address to an instance. The
-    last object is the slot of the instance, or the rule that chooses a slot by source port.
+    """Return the nftables objects that replace a service address by the address of an instance. The
+    last object is the instance's slot, or the rule that selects a slot if the source port is
+    unknown.
     """
     name, address = verdict.destination
     network, family = network_of(context, address), family_of(address)
@@ -672,7 +674,7 @@ def _policy_objects(
     peer: str,
     packet: _Judged,
 ) -> _Rules:
-    """Return the nftables elements with which a service's policy decides on a packet."""
+    """Return the nftables elements by which a service's policy decides on a packet."""
     if known is None or not known.active or not known.heard:
         return ()
     policed = Policed(known.name, addresses_of(known), known.policy)

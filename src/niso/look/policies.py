@@ -56,7 +56,7 @@ class PolicyEntry(NamedTuple):
 
 
 def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEntry, ...]:
-    """Return the entries of a service's policy, with how often and when each was used.
+    """Return the entries of a service's policy, with the number and time of their uses.
 
     If ``unused_s`` is given, only entries that were unused for this many seconds are returned.
     """
@@ -117,10 +117,10 @@ def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set
 
 
 def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]:
-    """Return for each policy entry the number of open flows, and the seconds since the last flow.
+    """Return {manifest key of a policy entry: (open flows, seconds since the last flow or None)}.
 
-    Entries are identified by their manifest keys. Both numbers come from the recorded flows, not
-    from the counters of policy elements, which restart at 0 when the policy or an address changes.
+    Both numbers come from the recorded flows, not from the counters of policy elements, which
+    restart at 0 when the policy or an address changes.
     """
     context = read_world(session.kernel(), session.store())
     memory = flows.remembered(session.kernel(), context)
@@ -153,7 +153,7 @@ def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]
 
 
 def _narrower(text: str | None, counts: Iterable[_Count]) -> str:
-    """Return a suggestion to limit an entry to the only protocol that was used, or ""."""
+    """Suggest to limit an entry to the only protocol that was used. "" without suggestion."""
     if text is None or "/" in text.rpartition(":")[2] or ":" not in text:
         return ""
     used = set()
@@ -419,7 +419,7 @@ def _address(after: PolicyContext, end: FlowEnd, network: str) -> str | None:
 
 
 def _addresses(after: PolicyContext, end: FlowEnd) -> list[tuple[str, str]]:
-    """Return pairs (network, address) of an active service, in the flow's IP version."""
+    """Return (network, address) pairs of an active service, in the IP version of ``end``."""
     known = after.services.get(end.service or "")
     return [
         (endpoint.network, address)
@@ -430,10 +430,10 @@ def _addresses(after: PolicyContext, end: FlowEnd) -> list[tuple[str, str]]:
 
 
 def _moved(after: PolicyContext, seen: Flow, by_port: bool) -> tuple[str, str] | None:
-    """Return new addresses (source, destination) for a flow whose service has left its network.
+    """Return (source, destination): new addresses for a flow whose service has left its network.
 
-    Returns None if there are none. If source and destination share a network, the addresses are on
-    it. Otherwise the first network of each service is used.
+    Returns None if a service has no address. If source and destination share a network, the
+    addresses are on it. Otherwise the first network of each service is used.
     """
     if seen.from_.service and seen.to.service and not by_port:
         for network, address in _addresses(after, seen.to):
@@ -503,7 +503,7 @@ def changes(context: PolicyContext, seen: Flow, name: Name) -> tuple[MapChange, 
 
 
 def _change(refusing: Reason, seen: Flow, name: Name) -> tuple[MapChange, Entry | None]:
-    """Return the change that removes one reason for a denial, and the entry that it adds."""
+    """Return the change that removes one reason for a denial, and its new entry or None."""
     key = refusing.key
     if key.endswith("]"):
         return MapChange(refusing.service, key, refusing.text, False), None

@@ -29,7 +29,7 @@ _POLL_S = 0.02
 
 
 class Counter(NamedTuple):
-    """A rule that counts the test packet."""
+    """A rule that should count the test packet, with its counts before and after."""
 
     rule: str  # the rule in nft syntax
     before: int | None  # packets before the test

@@ -217,8 +217,8 @@ class Deploy(NamedTuple):
 
 
 def _user_of(login_uid: int | None, sudo_user: str) -> str:
-    """Format who ran a command: the login user, and the user of sudo if different. Returns "" if
-    both are unknown.
+    """Return the name of the user who ran a command, such as ``alice (sudo: bob)``: the login user,
+    and the caller of sudo if different. Returns "" if both are unknown.
     """
     login = ""
     if login_uid is not None:
@@ -232,7 +232,7 @@ def _user_of(login_uid: int | None, sudo_user: str) -> str:
 
 
 def deploys(store: Store, name: str | None) -> tuple[Deploy, ...]:
-    """Return the recorded deploys of a service, oldest first. None as name means all services."""
+    """Return the recorded deploys of a service, or of all services (None), oldest first."""
     serving = {(one.front, one.version) for one in store.instances.active(SERVING, OUT)}
     known = store.instances.deploys(name)
     fronts = {one.front for one in store.instances.all()}
@@ -308,7 +308,7 @@ def service_lines(
 
 
 def usages_of(store: Store, names: Iterable[str]) -> dict[str, cgroups.Usage]:
-    """Return the processor time, memory and oom kills of services, of all instances together."""
+    """Return {service: processor time, memory and oom kills}, added up over all instances."""
     counting = cgroups.counting_roots()
     return {name: _usage_of(store, name, counting) for name in names}
 
@@ -363,7 +363,7 @@ def of_stack(
 ) -> tuple[ServiceLine, ...]:
     """Return the services of a stack and the services in its file, sorted by name.
 
-    A service in the file that belongs to another stack is shown as inactive.
+    A service in the file that belongs to another stack is listed as inactive.
     """
     members = {*store.stack_members(stack)}
     own = {name for name in names if name in members or store.service(name) is None}
@@ -442,7 +442,7 @@ def _inactive(
 
 
 def _status(session: Session, store: Store, row: ServiceRow) -> tuple[str, Status | None]:
-    """Return the status of a service as text, and the `Status` of its process or None."""
+    """Return (status of a service as text, `Status` of its process or None without a process)."""
     if row.is_attachment:
         return fate(session, store, row), None
     if not row.active:
@@ -482,7 +482,7 @@ def _front_restarts(store: Store, row: ServiceRow) -> int | None:
 def front_health(store: Store, front: str, healths: Mapping[str, Health]) -> Health:
     """Return the worst health among the instances of a service.
 
-    Of several instances with this health, the one with the oldest probe is chosen.
+    If several instances have the worst health, the result is from the oldest probe.
     """
     from niso.runtime.health import Health
 
@@ -505,7 +505,7 @@ def fate(session: Session, store: Store, row: ServiceRow) -> str:
 def known_healths(
     session: Session, store: Store, targets: Sequence[HealthTarget]
 ) -> dict[str, Health]:
-    """Return the health of services as of their last probe, and request probes that are due.
+    """Return {service: health at the last probe}, and request the probes that are due.
 
     Does not wait for a probe: the health agent runs the probes, and a later call returns the
     results.
@@ -675,7 +675,7 @@ def unwatched(store: Store) -> list[str]:
 
 
 def unwatched_words(services: Sequence[str]) -> tuple[str, str]:
-    """Return the warning about services without ``niso health``, and the next step."""
+    """Return (warning, next step) about services that need the health agent, which is down."""
     return (
         f"no process watches {', '.join(services)} (niso health): an instance that hangs still gets"
         " connections",
@@ -684,7 +684,7 @@ def unwatched_words(services: Sequence[str]) -> tuple[str, str]:
 
 
 def unfinished(store: Store) -> dict[str, tuple[str, str]]:
-    """Return a warning and the next step for each service whose last deploy was killed halfway.
+    """Return {service: (warning, next step)} for services whose last deploy was killed halfway.
 
     A deploy replaces instances in steps, and its last step records the deploy. If the deploy was
     killed between two steps, instances of both versions receive traffic until the next activation.
@@ -706,7 +706,7 @@ def unfinished(store: Store) -> dict[str, tuple[str, str]]:
 
 
 def few_instances(store: Store, fronts: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield a warning and the next step for each service whose instances need attention.
+    """Yield (warning, next step) for each service whose instances need attention.
 
     Either too few instances receive traffic, or an old instance has been draining for longer than
     ``deploy.drain`` and a minute.
@@ -741,7 +741,7 @@ def command_of(intent: Intent) -> str:
 
 
 def interrupted(store: Store) -> dict[str, str]:
-    """Return the services that a killed command has left half changed, with the command's name.
+    """Return {service: name of the killed command that has left the service half changed}.
 
     A command takes the service's lock before it records the change, and releases the lock after it
     has deleted the record. A recorded change without a lock is therefore interrupted.
@@ -805,7 +805,7 @@ def next_due(session: Session) -> float:
 
 
 def warn(session: Session, name: str | None) -> None:
-    """Warn of DNS names in a service's policy that have no valid address.
+    """Send warnings about DNS names in a service's policy that have no valid address.
 
     If ``name`` is None, checks the policies of all services.
     """

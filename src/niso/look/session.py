@@ -115,9 +115,7 @@ class Session:
         return Processes()
 
     def report_waits(self) -> None:
-        """Report waits for locks to the progress callback, until the current call of the API
-        returns.
-        """
+        """Report waits for locks to the progress callback until the current API call returns."""
         self._listeners.append(locks.listener)
         locks.listener = self.report
 
@@ -157,7 +155,7 @@ class Session:
         self.report(WarningEvent(text, tuple(hints)))
 
     def expect(self, services: Iterable[str]) -> None:
-        """Tell the progress callback which services must become healthy."""
+        """Announce to the progress callback the services that must become healthy."""
         names = tuple(services)
         if names:
             self.report(ExpectingHealth(names))
@@ -253,7 +251,7 @@ class ApiPart:
 
 
 def explained(error: Exception) -> Error | None:
-    """Return the `Error` for an sqlite3.Error, OSError or damaged row, and None for others."""
+    """Return the `Error` for an sqlite3.Error, OSError or damaged row, or None for others."""
     kind = type(error)
     if kind.__module__ == "sqlite3":
         if isinstance(error, sqlite3.OperationalError) or kind is sqlite3.DatabaseError:
@@ -384,13 +382,13 @@ def since_time(since: str | None) -> float | None:
 
 
 def callers() -> set[int]:
-    """Return the uids whose files niso trusts: root, this process's user, and sudo(8)'s user."""
+    """Return the uids whose files niso trusts: root, this process's user, and sudo's caller."""
     sudo = os.environ.get("SUDO_UID", "")
     return {0, os.geteuid(), *([int(sudo)] if sudo.isascii() and sudo.isdigit() else [])}
 
 
 def user_of(user: str | None) -> Any:
-    """Parse the value of ``exec --user``. None stays None. Raises UsageError."""
+    """Parse the value of ``exec --user``. Returns None for None. Raises UsageError."""
     from niso.manifest import values
 
     given = None if user is None else text(user, "user")

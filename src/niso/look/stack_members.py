@@ -19,7 +19,7 @@ def load(
     owners: Collection[int] | None = None,
     together: Callable[[Stack], None] = lambda _: None,
 ) -> Stack:
-    """Read and validate a stack.toml, its manifests and its networks. See `stack.load`."""
+    """Read and validate a stack.toml, its manifests and its networks, like `stack.load`."""
     return stack.load(path, _network_errors, owners, together)
 
 
@@ -75,7 +75,7 @@ def _network_errors(network: NetworkRequest) -> Iterable[InvalidInput]:
 
 
 def taken(store: Store, stack: str, services: Iterable[str]) -> dict[str, Conflict]:
-    """Return an error for each given service that belongs to another stack."""
+    """Return {service: error} for the given services that belong to another stack."""
     errors = {}
     for name in services:
         other = store.stack_of(name)

@@ -39,7 +39,7 @@ and "different" if the row that describes the service itself is damaged.
 
 
 def find_defects(kernel: Kernel, store: Store) -> list[Defect]:
-    """Return the defects in the rows of the database. Raises Error if its file is damaged."""
+    """Return the defects in the rows of the store. Raises Error if the database file is damaged."""
     with store.reading():
         store.require_sound()
         defects: list[Defect] = [("foreign", *orphan) for orphan in store.orphans()]

@@ -110,7 +110,7 @@ def _asked() -> set[str]:
 
 
 def _name_servers(store: Store, services: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
-    """Return the lists of name servers in use, each with the active services that use it.
+    """Return {name servers: active services that use this list of name servers}.
 
     Services that can reach no other machine are left out. Lists with a loopback address are left
     out too, because such an address is the service itself.

@@ -147,8 +147,8 @@ class Metered(ResultStream):
     def _sample(
         self, with_open: bool
     ) -> tuple[TopSample, TopSample, Memory, Mapping[Key, int] | None]:
-        """Take a sample. Return the previous and the new sample, the flows, and each flow's bytes.
-        The bytes are None if this kernel does not count bytes.
+        """Take a sample. Returns (previous sample, new sample, flows, {flow: bytes}). The last is
+        None if this kernel does not count bytes of flows.
         """
         self._read_services()
         memory = remembered(self.session.kernel(), self._context, with_open)
@@ -267,19 +267,19 @@ class Top(Metered):
 
 
 def counts(memory: Memory) -> dict[tuple[Key, str], int]:
-    """Return the number of packets of each recorded flow, by key of the flow and verdict."""
+    """Return {(key of a recorded flow, verdict): number of packets}."""
     return {(row[:4], verdict): row.packets for verdict, row in memory.by_verdict()}
 
 
 def growth(before: TopSample, now: TopSample) -> dict[tuple[Key, str], int]:
-    """Return how many new flows began between two samples, by key of the flow and verdict."""
+    """Return {(key of a flow, verdict): number of flows that began between two samples}."""
     return {key: more(before.flows.get(key, 0), count) for key, count in now.flows.items()}
 
 
 def between(
     reader: FlowReader, before: TopSample, now: TopSample, moved: Mapping[Key, int] | None = None
 ) -> Load:
-    """Compute the rates of services and flows between two samples.
+    """Return the rates of services and flows between two samples.
 
     ``moved`` maps flows to their bytes between the samples, or is None if bytes are not counted.
     """
@@ -319,7 +319,7 @@ def elapsed(before: TopSample, now: TopSample) -> float:
 def services_between(
     reader: FlowReader, before: TopSample, now: TopSample
 ) -> tuple[ServiceLoad, ...]:
-    """Compute the rates of services between two samples, in the order of the second sample."""
+    """Return the rates of services between two samples, in the order of the second sample."""
     seconds = elapsed(before, now)
     new: dict[str, int] = {}
     for (key, _), grown in growth(before, now).items():

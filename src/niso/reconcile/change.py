@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 class change:
     """A context manager that changes rows of the store and the kernel together, atomically.
 
-    The caller must have niso's lock. It writes rows in the block, which is one transaction. At the
+    The caller must have niso's lock, and writes rows in the block, which is one transaction. At the
     end of the block, the kernel is changed to match the rows, and flows that are no longer allowed
     are deleted.
 
@@ -64,7 +64,7 @@ class change:
 
     ``scope`` has the services and networks whose rows and objects are read and changed. It is
     computed from the rows before the change (`niso.change.scope`). In the block, the caller may
-    replace it by its union with the scope after the change.
+    replace ``scope`` by its union with the scope after the change.
 
     The end of the block raises the errors of `plan` and `carry_out`: KernelError, Conflict,
     ErrorGroup or Error.
@@ -107,9 +107,9 @@ class change:
         return self
 
     def doubt(self, objects: State | None = None) -> None:
-        """Treat objects as if the kernel had them before the change, because an interrupted command
-        may have created them. If ``objects`` is None, these are the objects that the present rows
-        require, but the rows at the beginning of the block did not require.
+        """Assume that the kernel had these objects before the change, because an interrupted
+        command may have created them. None means the objects that the present rows require, but the
+        rows at the beginning of the block did not require.
         """
         if objects is None:
             snapshot, now = wanted_now(self._kernel, self._store, self.scope)
@@ -228,8 +228,8 @@ def _own(state: State) -> set[tuple[str, str]]:
 
 
 def _holders(state: State) -> set[tuple[str, str]]:
-    """Return the owners of addresses, as pairs: (namespace, address) for services of this host, and
-    (MAC, address) for services of other hosts.
+    """Return the holders of addresses as a set of pairs: (namespace, address) for services of this
+    host, and (MAC, address) for services of other hosts.
     """
     own = _own(state)
     here = {address for _, address in own}
@@ -311,7 +311,7 @@ def carry_out(
     teardown: bool = False,
     detached: list[str] | None = None,
 ) -> list[AnyStep]:
-    """Execute a plan, and return the executed steps. The caller must hold niso's lock since `plan`.
+    """Execute a plan, and return the executed steps. niso's lock must not be released since `plan`.
 
     With ``teardown``, a failed step does not stop the other steps. If the list ``detached`` is
     given, veth pairs of deleted namespaces are only detached from their bridges, and their names
@@ -392,8 +392,8 @@ def _touched(steps: list[AnyStep], candidates: State) -> State:
 def _of(want: State, touched: State) -> State:
     """Return the desired objects to compare with the kernel after a change of ``touched``.
 
-    These are the desired objects with the same keys, all desired addresses and routes on the same
-    network interfaces, and the nftables tables.
+    These are the desired objects with the keys of ``touched``, all desired addresses and routes on
+    the same network interfaces, and the nftables tables.
     """
     links = {
         (kind.space(obj), link)
@@ -440,7 +440,7 @@ def _desired(kernel: Kernel, snapshot: Snapshot, before: State | None = None) ->
 
 def _living(kernel: Kernel, want: State) -> tuple[State, frozenset[str]]:
     """Return the desired state without the namespaces of attachments that no longer exist, and the
-    names of these namespaces. The nftables elements for their addresses stay in the state: the
+    set of these namespaces' names. The nftables elements for their addresses stay in the state: the
     addresses are reserved until the attachment is deleted.
     """
     ended = frozenset(

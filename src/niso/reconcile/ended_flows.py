@@ -56,9 +56,9 @@ def clear(kernel: Kernel, want: State) -> int:
 
 
 def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
-    """Return a function that decides whether a flow must be deleted. A flow must be deleted if it
-    lacks the NAT that the rules require, or if it uses a port of the host that is now published.
-    ``own`` are the host's addresses.
+    """Return a function that returns whether a flow must be deleted: it lacks the NAT that the
+    rules require, or it uses a port of the host that is now published. ``own`` are the host's
+    addresses.
     """
     import ipaddress  # only after niso's tables were lost
 
@@ -95,9 +95,9 @@ def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
 
 
 def _targets(want: State) -> Callable[[str, str, int | None], set[str]]:
-    """Return a function that finds the targets of a published port. Its arguments are a protocol,
-    an address of the host, and a port. It returns the addresses of services to which the port is
-    translated, with the IP version of the host's address.
+    """Return a function (protocol, host address, port) -> targets of a published port. The targets
+    are the addresses of services to which the port is translated, in the IP version of the host's
+    address.
     """
     single: dict[tuple[str, str, int], set[str]] = {}  # by the host's address or "", protocol, port
     ranges: list[tuple[str, str, int, int, str]] = []
@@ -185,9 +185,9 @@ _BRIDGED = {
 
 
 def narrows(before: State, after: State) -> bool:
-    """Return whether a change of policies may deny packets that were allowed before. This is so if
-    the change removes an allowing element or an audit, adds a denying element, or moves an address
-    to another class of addresses. ``before`` and ``after`` are desired states.
+    """Return whether a change of policies may deny packets that were allowed before: it removes an
+    allowing element or an audit, adds a denying element, or moves an address to another class of
+    addresses. ``before`` and ``after`` are desired states.
     """
     was, now = _said(before), _said(after)
     # a class of addresses, whose elements say what is allowed, is a number

@@ -64,9 +64,9 @@ def without_forwarding(before: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in before.items() if name.endswith(FORCE)}
 
 
-def _known(store: Store, version: int = 4) -> set[int | str] | None:
+def _links(store: Store, version: int = 4) -> set[int | str] | None:
     """Return the indexes and names of the links that existed when niso made the host forward an IP
-    version. None means that they are not recorded, so that niso's rules restrict every link.
+    version. None means that they are not recorded. niso's rules then restrict every link.
     """
     links = store.links_before().get(version)
     return None if links is None else {part for link in links for part in link}
@@ -98,20 +98,20 @@ def unrecorded(
 
 
 def others(kernel: Kernel, store: Store) -> list[str]:
-    """Return the nftables chains whose NAT rules translate packets that niso drops: other programs
-    have added the rules since niso's first service. Each is "FAMILY TABLE CHAIN". The list is empty
-    if IPv4 forwarding was on before, or if there are `later` links, which niso does not restrict.
-    Raises KernelError.
+    """Return the nftables chains, as "FAMILY TABLE CHAIN", in which other programs have added NAT
+    rules since niso's first service, and whose packets niso drops. The list is empty if IPv4
+    forwarding was on before, or if there are `later` links, which niso does not restrict. Raises
+    KernelError.
     """
     if store.sysctls_before().get(FORWARDING) != "0":
         return []
     chains = added_nat(kernel, store.nat_before())
-    return [] if chains and later(kernel, _known(store)) else chains
+    return [] if chains and later(kernel, _links(store)) else chains
 
 
 def later(kernel: Kernel, before: AbstractSet[int | str] | None) -> list[Link]:
-    """Return links of other programs that need forwarding and are new: neither their index nor
-    their name is in ``before``. Raises KernelError.
+    """Return the links of other programs that need forwarding and whose index and name are not in
+    ``before``. Raises KernelError.
     """
     if before is None:
         return []
@@ -119,11 +119,11 @@ def later(kernel: Kernel, before: AbstractSet[int | str] | None) -> list[Link]:
 
 
 def later_routes(kernel: Kernel, store: Store) -> dict[str, str]:
-    """Return {prefix: link} of other programs' routes and addresses, without default routes. The
+    """Return {prefix: link} for other programs' routes and addresses, without default routes. The
     link is "" if it existed before niso made the host forward. Raises KernelError.
     """
     new = {
-        version: {link.name for link in later(kernel, _known(store, version))} for version in (4, 6)
+        version: {link.name for link in later(kernel, _links(store, version))} for version in (4, 6)
     }
     used = kernel.used_prefixes(alias(store.state_id()))
     return {str(net): name if name in new[net.version] else "" for net, name in used}
@@ -164,7 +164,7 @@ def note_late(kernel: Kernel, store: Store) -> None:
             store.clear_sysctls_before(FORWARDING)
             store.set_sysctl_before(FORWARDING, "1")
         else:
-            store.set_keeps_forwarding(is_needed(kernel, store.nat_before(), _known(store)))
+            store.set_keeps_forwarding(is_needed(kernel, store.nat_before(), _links(store)))
     if store.host_forwards(6):
         return
     for name, general in _late(kernel, store.sysctls_before()).items():
@@ -215,7 +215,7 @@ def put_back(kernel: Kernel, store: Store) -> None:
 
 
 def to_put_back(kernel: Kernel, before: dict[str, str]) -> list[tuple[str, str]]:
-    """Return the host sysctls to restore, with their values, in the order in which to write them.
+    """Return (sysctl, value) for each host sysctl to restore, in the order in which to write them.
     ``before`` maps the recorded sysctls to their values. Sysctls of interfaces that were added
     later are included.
     """

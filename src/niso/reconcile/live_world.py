@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def read_world(kernel: Kernel, store: Store) -> PolicyContext:
-    """Read the services, networks and addresses that policies need. Raises KernelError."""
+    """Read the services, networks and addresses that policies refer to. Raises KernelError."""
     services = {}
     now = time.time()
     # in a policy, the name of a service means its instances
@@ -107,7 +107,7 @@ def read_world(kernel: Kernel, store: Store) -> PolicyContext:
 
 
 def audits(policy: Policy, now: float) -> bool:
-    """Return whether a policy is in its audit period at ``now``, in seconds since 1970."""
+    """Return whether a policy's audit period is running at the Unix time ``now``."""
     audit = policy.audit
     return audit is not None and policy_rules.left_s(audit.since, audit.until, now) > 0
 
@@ -124,10 +124,10 @@ _KEY = "network.policy.audit_until"
 def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
     """Return a policy with the start and end of its audit as Unix times.
 
-    ``before`` is the service's previous policy. Its audit continues, unless the manifest's end of
-    the audit has changed. ``now`` is in seconds since 1970. Raises InvalidInput if a new audit
-    would last too long, or if its end has passed. In the second case the policy would drop packets
-    immediately, which its author did not intend.
+    ``before`` is the service's previous policy, whose audit continues unless the manifest's end of
+    the audit has changed. ``now`` is a Unix time. Raises InvalidInput if a new audit would last too
+    long, or if its end has passed: then the policy would drop packets immediately, which its author
+    did not intend.
     """
     audit = policy.audit
     assert audit is not None
@@ -150,8 +150,8 @@ def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
 
 
 def kept(policy: Policy, store: Store, name: str) -> Policy:
-    """Return a policy with the audit period that the store has for the service ``name``. If the
-    record is damaged or belongs to another audit, the audit is treated as ended.
+    """Return a policy with the recorded audit period of the service ``name``. If the record is
+    damaged, or if it is of another audit, the audit period counts as over.
     """
     try:
         held = store.policy(name)
@@ -165,8 +165,8 @@ def kept(policy: Policy, store: Store, name: str) -> Policy:
 
 
 def terms(store: Store) -> dict[str, tuple[int, bool]]:
-    """Return {service: (end of the audit in seconds since 1970 or `NEVER`, whether it still lasts)}
-    for each policy with an audit.
+    """Return {service: (end, whether the audit period is running)} for each policy with an audit.
+    The end is a Unix time, or `NEVER`.
     """
     now = time.time()
     return {
@@ -176,6 +176,6 @@ def terms(store: Store) -> dict[str, tuple[int, bool]]:
 
 
 def ended(store: Store) -> list[str]:
-    """Return the active services whose audit has ended, so that their policies must be enforced."""
+    """Return the active services whose audit period is over: their policies must be enforced."""
     over = {name for name, (_, lasts) in terms(store).items() if not lasts}
     return [name for name in store.active_services() if name in over]

@@ -53,8 +53,8 @@ NAMESPACE = "pod_namespace"
 
 
 def process_key(pid: int) -> str:
-    """Return a string that identifies a process until the next boot, or "" for an ended process.
-    The string contains the process's id and start time, because ids are reused (proc_pid_stat(5)).
+    """Return a string that identifies a process until the next boot, or "" if it has exited. The
+    string contains the process's id and start time, because ids are reused (proc_pid_stat(5)).
     """
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
@@ -81,7 +81,7 @@ class AttachedRows(Rows):
         return next((AttachedRow(*row) for row in rows), None)
 
     def all(self, owner: str | None = None, id: str | None = None) -> list[AttachedRow]:
-        """Return attachments, sorted by service. ``owner`` and ``id`` select some, unless None."""
+        """Return attachments, sorted by service: all, or those of an ``owner`` or an ``id``."""
         asked = {key: text for key, text in (("owner", owner), ("id", id)) if text is not None}
         where = " AND ".join(f"{key}=:{key}" for key in asked) or "TRUE"
         rows = self._db.execute(f"SELECT * FROM attached WHERE {where} ORDER BY service", asked)

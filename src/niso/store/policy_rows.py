@@ -107,7 +107,7 @@ class PolicyRows(ServiceRows):
         return OutsideRows(self._db)
 
     def names_outside(self, service: str | None = None) -> bool:
-        """Return whether the policy of a service, or any policy, has DNS names."""
+        """Return whether the policy of a service, or (None) any policy, contains DNS names."""
         query = "SELECT 1 FROM outside_peer WHERE ?1 IS NULL OR service=?1 LIMIT 1"
         return self._has(query, service)
 
@@ -123,7 +123,7 @@ class PolicyRows(ServiceRows):
         """Yield the policies to plan: those of ``services``, and others that refer to ``names``.
 
         ``names`` are names whose addresses have changed. Another service's policy is yielded with
-        these addresses in `Policed.only`, so that only entries for these peers are recomputed.
+        these addresses in `Policed.only`, so that only entries for these addresses are recomputed.
         """
         # the instances of a service with a service address have its policy
         fronts = self._column(FRONTS)
@@ -158,7 +158,7 @@ class PolicyRows(ServiceRows):
                 yield Policed(service_name, own, policy, values, self._hears(service_name))
 
     def _hears(self, service: str) -> tuple[tuple[str, str], ...]:
-        """Return (address, bridge port) of a service on networks with multicast, per address."""
+        """Return (address, bridge port) for a service's addresses on networks with multicast."""
         rows = self._run(
             "SELECT l.address, l.network, s.generation FROM network n"
             " CROSS JOIN lease l ON l.network=n.name AND l.service=?1"
@@ -168,7 +168,7 @@ class PolicyRows(ServiceRows):
         return tuple((address, veth(service, network, made)) for address, network, made in rows)
 
     def naming(self, kind: str, name: str) -> list[str]:
-        """Return all recorded services whose policies mention this service or network, sorted."""
+        """Return services whose policies refer to a service or network (``kind``), sorted."""
         return self._column(
             "SELECT service FROM policy_peer WHERE kind=? AND name=? ORDER BY service", kind, name
         )
@@ -256,7 +256,7 @@ class PolicyRows(ServiceRows):
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def set_policy(self, service: str, policy: Policy | None) -> None:
-        """Replace a service's policy. The rows of its endpoints must be written before."""
+        """Replace a service's policy, or delete it (None). Write the service's endpoints first."""
         tables: dict[str, Sequence[tuple[object, ...]]] = dict.fromkeys(_TABLES, ())
         if policy is not None:
             on = self._column("SELECT network FROM endpoint WHERE service=?", service)
@@ -318,8 +318,8 @@ class PolicyRows(ServiceRows):
         )
 
     def holders_elsewhere(self, name: str, beside: str | None = None) -> list[str]:
-        """Return the services of other hosts that have a name, sorted. If ``beside`` is given, only
-        services that share a network with this service are returned.
+        """Return the services of other hosts that have a name, sorted. With ``beside``, only
+        services that share a network with the service ``beside`` are returned.
         """
         query = "SELECT DISTINCT n.service FROM remote_name n"
         values: tuple[str, ...] = (name,)
@@ -456,7 +456,7 @@ class PolicyRows(ServiceRows):
         )
 
     def _restored(self, name: str) -> dict[str, set[str]]:
-        """Return {service: networks} of the services that would have a name again after an undo."""
+        """Return {service: networks} of the services that an undo would give the name again."""
         restored: dict[str, set[str]] = {}
         rows = self._run(
             "SELECT service, COALESCE(json_extract(undo, '$.service[0].provider'), service)"
@@ -523,8 +523,8 @@ def bare_name(name: str) -> str:
 
 
 def suggest(name: str, known: list[str], otherwise: str) -> str:
-    """Return a hint with the name in ``known`` that is most similar to a wrong name. If no name is
-    similar, returns ``otherwise``.
+    """Return a hint with the name in ``known`` that is most similar to the wrong name ``name``, or
+    ``otherwise`` if no name is similar.
     """
     import difflib
 
@@ -573,12 +573,12 @@ class OutsideRows(Rows):
         return self.answer(name).in_state(NOW, FORMER)
 
     def ever(self, name: str) -> tuple[str, ...]:
-        """Return all recorded addresses of a DNS name, also those that policies no longer allow."""
+        """Return all recorded addresses of a DNS name, even those that policies no longer allow."""
         return self.answer(name).in_state(NOW, FORMER, PAST)
 
     def hosts(self, service: str) -> list[tuple[str, str]]:
-        """Return (name, address) for DNS names in a service's policy, for the service's hosts file.
-        The addresses are from the latest DNS answers.
+        """Return (name, address) for the lines of a service's hosts file that are for DNS names in
+        its policy. The addresses are from the latest DNS answers.
         """
         return [
             (name, address)

@@ -44,8 +44,8 @@ class PortRows(Rows):
     """Database queries for published ports."""
 
     def ports(self, service: str | None = None) -> ServicePorts:
-        """Return (service, port) for the ports of a service, in the order of its manifest. If
-        ``service`` is None, returns the ports of all services.
+        """Return (service, port) for each published port of a service, in the order of its
+        manifest, or of all services if ``service`` is None.
         """
         return self._ports("WHERE service=?", service) if service else self._ports("")
 
@@ -60,7 +60,7 @@ class PortRows(Rows):
         return self._has(f"SELECT 1 FROM port WHERE {_IS}", service, *port)
 
     def some_ports(self, service: str, among: Iterable[PortMapping]) -> list[PortMapping]:
-        """Return those of the given ports that are recorded as published by a service."""
+        """Return the ports in ``among`` that a service is recorded to publish."""
         return [port for port in dict.fromkeys(among) if self.has_port(service, port)]
 
     def published_on(self, services: Iterable[str]) -> set[str]:
@@ -127,9 +127,9 @@ class PortRows(Rows):
         return next(iter(rows), None)
 
     def spans(self, proto: str, first: int, last: int) -> list[tuple[int, int]]:
-        """Return recorded ranges (first, last) of host ports that may overlap a given range.
+        """Return (first, last) of the recorded ranges of host ports that may overlap a given range.
 
-        Includes ranges of inactive services, and all ranges that an undo would restore.
+        Ranges of inactive services, and all ranges that an undo would restore, are included.
         """
         return self._run(
             "SELECT host_port, host_port+count-1 FROM port"
@@ -174,7 +174,7 @@ class PortRows(Rows):
         self.note_published(service)
 
     def add_back(self, service: str, port: PortMapping, manifest: Sequence[PortMapping]) -> None:
-        """Publish a port of the manifest whose host port `niso port-forward` has given back.
+        """Publish a manifest port again after a `niso port-forward` that had taken it was removed.
         ``manifest`` has all ports of the manifest, and determines the order of the rows.
         """
         chosen = self._of_origin(service, CHOSEN)
@@ -187,11 +187,11 @@ class PortRows(Rows):
         self.set_ports(service, sorted(mine, key=place), chosen)
 
     def note_published(self, service: str) -> None:
-        """Record the network on which a service publishes ports, and whether it uses 127.0.0.1.
+        """Record the network on which a service publishes ports, and whether on 127.0.0.1.
 
         The record stays until the service is deactivated: open connections need the settings of the
-        bridge even after the last port is removed. If the service shares a namespace, this is the
-        network of the namespace's owner. Call this function again when the owner changes networks.
+        bridge even after the last port is removed. For a service in a shared namespace, the network
+        is that of the namespace's owner. Call this function again when the owner changes networks.
         """
         self._run(
             f"INSERT INTO published {_TO_PUBLISH} ON CONFLICT (service) DO UPDATE"

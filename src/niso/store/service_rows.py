@@ -255,7 +255,7 @@ class ServiceRows(Rows):
         return intent.rows == self.rows(intent.service)
 
     def rows(self, service: str) -> dict[str, list[dict[str, object]]]:
-        """Return all rows of a service, ready for JSON: {table: [{column: value}, ...]}."""
+        """Return all rows of a service in a form for JSON: {table: [{column: value}, ...]}."""
         rows = {}
         for table in ROW_TABLES:
             key = "name" if table == "service" else "service"
@@ -329,8 +329,8 @@ class ServiceRows(Rows):
     def held_sharers(self, provider: str, but: frozenset[str] = frozenset()) -> list[str]:
         """Return the services that share the network namespace of ``provider``, sorted.
 
-        A service that would share it again after an undo of its change in progress is included,
-        unless it is in ``but``.
+        Services that would share the namespace again after an undo of their change in progress are
+        included, unless they are in ``but``.
         """
         sharers = set(self.sharers(provider))
         if other_intents(self._db, but):
@@ -405,7 +405,7 @@ class ServiceRows(Rows):
         return set(rows)
 
     def lease_of(self, service: str, network: str, family: int) -> tuple[str, bool] | None:
-        """Return (address, whether it is static) of a service on a network, for one IP version.
+        """Return (address, whether it is static) of a service on a network, for an IP version.
         Returns None if no address is reserved.
         """
         row = self._run(
@@ -465,9 +465,9 @@ class ServiceRows(Rows):
         return [int.from_bytes(number) for number in rows]
 
     def released_by(self, owner: str, given: str, network: str, family: int) -> int | None:
-        """Return the offset of the address that an attachment had before it ended, or None if the
-        address is in use. ``owner`` and ``given`` (the owner's name for it) identify the
-        attachment.
+        """Return the offset in its subnet of the address that an attachment had before it ended.
+        Returns None without such an address, or if the address is in use again. ``owner`` and
+        ``given`` (the owner's name for the attachment) identify the attachment.
         """
         rows = self._column(
             "SELECT number FROM released r WHERE owner=? AND given=? AND network=? AND family=?"
@@ -477,7 +477,7 @@ class ServiceRows(Rows):
         return int.from_bytes(rows[0]) if rows else None
 
     def attachment_key(self, service: str) -> tuple[str, str] | None:
-        """Return (owner, name that the owner gave it) of an attachment, otherwise None."""
+        """Return (owner, the owner's name for the attachment), or None if it is no attachment."""
         query = "SELECT owner, given FROM attached WHERE service=?"
         return next(iter(self._run(query, service)), None)
 
@@ -732,7 +732,7 @@ class Deployed(NamedTuple):
 
 
 def front_of(service: str) -> str:
-    """Return the service that an instance (NAME.NUMBER) belongs to. Any other name is unchanged."""
+    """Return the service of an instance (NAME.NUMBER). Any other name is returned unchanged."""
     front, _, number = service.rpartition(".")
     return front if number.isdigit() and front else service
 
@@ -741,7 +741,7 @@ class Instances(Rows):
     """Database queries for instances and deploys."""
 
     def get(self, service: str) -> Instance | None:
-        """Return the instance with the name ``service`` (NAME.NUMBER), or None if there is none."""
+        """Return the instance ``service``, a name such as ``web.2``, or None if there is none."""
         row = self._db.execute("SELECT * FROM instance WHERE service=?", (service,)).fetchone()
         return Instance(*row) if row else None
 
@@ -790,7 +790,7 @@ class Instances(Rows):
 
     def in_service(self, front: str) -> tuple[int, int]:
         """Return (newest version, number) of a service's active instances in the state ``serving``
-        or ``out``. Returns (0, 0) if there are none.
+        or ``out``, or (0, 0) if there are none.
         """
         serving = self.of(front, SERVING, OUT)
         return max((one.version for one in serving), default=0), len(serving)
@@ -809,15 +809,15 @@ class Instances(Rows):
         return [Instance(*row) for row in rows]
 
     def deploys(self, front: str | None) -> list[Deployed]:
-        """Return the last deploys of a service, the oldest first. None means all services."""
+        """Return the recorded deploys of a service, or of all services (None), oldest first."""
         rows = self._db.execute(
             "SELECT * FROM deploy WHERE front=?1 OR ?1 IS NULL ORDER BY front, version", (front,)
         )
         return [Deployed(*row) for row in rows]
 
     def packages(self, front: str) -> list[str]:
-        """Return the package paths of the last successful deploys of a service, the newest first.
-        Their number is at most `KEPT_PACKAGES`, or `KEPT_PLAIN_PACKAGES` without a service address.
+        """Return the paths of the package copies of a service's last successful deploys, newest
+        first: at most three, or two if the service has no service address.
         """
         done = [deploy.package for deploy in self.deploys(front) if deploy.outcome == "done"]
         kept = KEPT_PACKAGES if self.names(front) else KEPT_PLAIN_PACKAGES
@@ -833,7 +833,7 @@ class Instances(Rows):
         return int(rows.fetchone()[0] or 0) + 1
 
     def of_two_versions(self) -> list[str]:
-        """Return services with instances of two versions and no record of the newer deploy."""
+        """Return services with instances of two versions, without a record of the newer deploy."""
         rows = self._db.execute(
             "SELECT i.front FROM instance i JOIN service s ON s.name=i.service AND s.active=1"
             " WHERE i.state IN (?, ?) GROUP BY i.front HAVING COUNT(DISTINCT i.version) > 1"
@@ -887,9 +887,9 @@ def _package_version(manifest: str) -> str:
 
 
 def _caller() -> tuple[int | None, str, str]:
-    """Return who runs this process: (uid of the login, user of sudo, command line).
+    """Return who runs this process: (uid of the login, caller of sudo, command line).
 
-    The uid is None without a login; su(1) and sudo(8) do not change it. The user is "" without
+    The uid is None without a login; su(1) and sudo(8) do not change it. The caller is "" without
     sudo. See proc_pid_loginuid(5) and sudo(8).
     """
     own = (

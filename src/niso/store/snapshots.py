@@ -57,7 +57,7 @@ class Scope(NamedTuple):
     """Names of services of other hosts."""
 
     def joined(self, other: Scope) -> Scope:
-        """Return the union of two scopes with the ports of this one. Neither may be `ALL`."""
+        """Return the union of two scopes, with this scope's ports. Neither scope may be `ALL`."""
         return Scope(
             tuple(sorted({*(self.services or ()), *(other.services or ())})),
             tuple(sorted({*(self.networks or ()), *(other.networks or ())})),
@@ -123,7 +123,7 @@ class SnapshotRows(PortRows, PolicyRows):
         self._set_meta("links_before", encoded(kept) if kept else None)
 
     def keeps_forwarding(self) -> bool:
-        """Return whether forwarding stays on without active services, as other programs need it."""
+        """Return whether forwarding stays on without active services: other programs need it."""
         return self._meta("keeps_forwarding") is not None
 
     def set_keeps_forwarding(self, keeps: bool) -> None:
@@ -180,8 +180,8 @@ class SnapshotRows(PortRows, PolicyRows):
         return Instances(self._db)
 
     def with_fronts(self, services: Iterable[str]) -> set[str]:
-        """Return the given services, and for each instance also its service, to which policies
-        refer.
+        """Return the given services, and for each instance also its service, because policies refer
+        to services.
         """
         instances = ((name, self.instances.get(name)) for name in services)
         return {one for name, own in instances for one in (name, own.front if own else name)}
@@ -417,7 +417,7 @@ class SnapshotRows(PortRows, PolicyRows):
 
 
 def _recorded(field: str) -> str:
-    """Return an SQL expression for a field of a stored ServiceSpec: NULL for damaged JSON."""
+    """Return an SQL expression for a field of a stored ServiceSpec. It is NULL for damaged JSON."""
     return f"CASE WHEN json_valid(manifest) THEN json_extract(manifest, '$.{field}') END"
 
 

@@ -97,8 +97,8 @@ class SpanRows(Rows):
         return list(made.values())
 
     def _is_up(self, front: str) -> bool:
-        """Return whether a service is up and has an instance on another live host. Its own row
-        names only one of the hosts that run it.
+        """Return whether a service is up and has an instance on another live host. The service's
+        own row contains only one of the hosts that run it.
         """
         return self._has(
             "SELECT 1 FROM remote f JOIN remote i"
@@ -108,7 +108,7 @@ class SpanRows(Rows):
         )
 
     def elsewhere(self, front: str) -> tuple[tuple[int, tuple[ServiceEndpoint, ...]], ...]:
-        """Return (ordinal, endpoints) for each serving instance of a service on another host."""
+        """Return (ordinal, endpoints) for each instance that serves on another host."""
         if self._meta("instances") is None:
             return ()
         return tuple((ordinal, on) for ordinal, _, on in self.serving(front))
@@ -170,7 +170,7 @@ class SpanRows(Rows):
     def _of(
         self, query: str, values: Collection[str] | None, column: str = "service", order: str = ""
     ) -> sqlite3.Cursor:
-        """Run a query for the rows whose ``column`` has one of ``values``. None means all rows."""
+        """Run a query for the rows whose ``column`` is in ``values``, or all rows if it is None."""
         if values is None:
             return self._run(f"{query} {order}")
         where = f"WHERE {column} IN ({marks(values)})"
@@ -216,7 +216,7 @@ class SpanRows(Rows):
         return [network for network in networks if network in spans]
 
     def attempt(self) -> tuple[Services, Peers] | None:
-        """Return the unfinished update of this host's copy of other hosts' services, or None."""
+        """Return the interrupted update of the copy of other hosts' services, or None."""
         text = self._meta("attempt")
         if text is None:
             return None
@@ -257,7 +257,7 @@ class SpanRows(Rows):
         self._set_meta("tunnel", encoded(list(tunnel)))
 
     def set_attempt(self, attempt: tuple[Services, Peers] | None) -> None:
-        """Record that an update of other hosts' services begins. None records that it is done."""
+        """Record an update of other hosts' services before it begins, or None after its end."""
         data = attempt and encoded([dict(part) for part in attempt])
         self._set_meta("attempt", data)
 

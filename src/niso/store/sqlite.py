@@ -146,7 +146,7 @@ def _split(names: str) -> frozenset[str]:
 
 
 def restore_hint() -> str:
-    """Return a hint that says how to activate the services again after the store was lost."""
+    """Return a hint: how to activate the services again if the store no longer exists."""
     copies = os.path.join(paths.state_dir(), "packages/NAME/*/manifest.toml")
     return f"activate services again from their folders, or from the copies in {copies}"
 
@@ -220,7 +220,7 @@ def _empty_reserve() -> None:
 
 def _fill_reserve(make: bool = False) -> None:
     """Extend the file that reserves disk space to its full size, or as far as the disk allows. A
-    missing file is created only with ``make``, and if twice its size is free.
+    missing file is created only with ``make``, and only if twice the full size is free.
     """
     try:
         try:

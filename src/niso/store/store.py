@@ -148,7 +148,7 @@ class Store(SnapshotRows):
             self._db.execute(f"PRAGMA user_version={sqlite.VERSION}")
 
     def changes(self) -> int:
-        """Return a number that differs after each commit of another connection (data_version)."""
+        """Return SQLite's data_version: it differs after each commit of another connection."""
         return int(self._run("PRAGMA data_version").fetchone()[0])
 
     def transaction(self) -> Transaction:
@@ -256,7 +256,7 @@ class Store(SnapshotRows):
         return self._text("SELECT name FROM network WHERE bridge=?", bridge)
 
     def members(self, network: str) -> list[tuple[str, bool]]:
-        """Return (service, whether it is active) for a network's services, sorted by address."""
+        """Return (service, is active) for each service on a network, sorted by address."""
         rows = self._run(
             "SELECT s.name, s.active FROM endpoint e JOIN service s ON s.name=e.service"
             " LEFT JOIN lease l ON l.service=e.service AND l.network=e.network"
@@ -283,7 +283,7 @@ class Store(SnapshotRows):
         return times[0] if times else None
 
     def restored_by_undo(self, network: str) -> list[str]:
-        """Return the services that an undo of their change in progress would put on a network."""
+        """Return the services whose undo of a change in progress would put them on a network."""
         return self._column(
             "SELECT service FROM intent, json_each(undo, '$.endpoint')"
             " WHERE json_extract(value, '$.network')=?",
@@ -393,7 +393,7 @@ class Store(SnapshotRows):
         return uid
 
     def placeholder_uid(self) -> int:
-        """Return a unique negative number for an attachment, which has no uid."""
+        """Return an unused negative number to record for an attachment, which has no uid."""
         return min(self._column("SELECT MIN(uid) FROM service")[0] or 0, 0) - 1
 
     @property
