@@ -214,7 +214,8 @@ def _delete(table: str, name: str, keys: list[bytes]) -> None:
 
 
 def _counts(table: str, chain: str, kind: int = _GETRULE) -> tuple[int, int]:
-    """Return (full, over the share) of `missed` for the rules of one chain.
+    """Return (flows that found the set full, flows over a source's share) from the counters in the
+    rules of one chain.
 
     A rule that counts packets over a source's share also adds an element to a set. The rule that
     counts packets after the set is full does not.
@@ -270,9 +271,9 @@ class Meter:
             self.close()
 
     def read(self) -> dict[Key, int]:
-        """Return how many bytes each flow has transferred in both directions since the last call.
-        On a bridge without connection tracking, it is unknown which end opened a flow. The flow
-        then has two keys in the result: one for each end as the client.
+        """Return {(client, server, protocol, server's port): bytes in both directions} since the
+        last call. On a bridge without connection tracking, it is unknown which end opened a flow.
+        The flow then has two keys in the result: one for each end as the client.
         """
         now: dict[tuple[str, tuple[object, ...]], int] = {}
         switched: dict[Key, int] = {}

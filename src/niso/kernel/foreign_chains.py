@@ -109,9 +109,7 @@ ORIGINAL = "ct original"  # source of a `RegisterLoad`: of the packet before any
 
 
 class ChainVerdict(NamedTuple):
-    """The verdict of a rule, a chain's policy or an element of a verdict map: accept, drop, jump
-    ...
-    """
+    """The verdict (accept, drop, jump ...) of a rule, a chain's policy or an element of a map."""
 
     kind: str  # accept, drop, jump, goto, return, continue or break
     chain: str = ""  # the chain to which a jump or goto leads
@@ -166,7 +164,7 @@ class ForeignChains(Nfnetlink):
         }
 
     def _translates(self, family: int, table: str, name: str, visited: set[str]) -> bool:
-        """Return whether a chain may translate addresses, or a chain to which its rules jump."""
+        """Return whether rules of a chain, or of chains to which it jumps, may do NAT."""
         visited.add(name)
         inner = []
         for expressions in self.rules(family, table, name):

@@ -140,7 +140,7 @@ def receiving6() -> list[str]:
 
 
 def routed_links() -> list[Link]:
-    """Return the interfaces, of container engines and VPNs, that need forwarding (`ROUTED_KINDS`).
+    """Return the interfaces of container engines and VPNs (`ROUTED_KINDS`), which need forwarding.
     niso's own interfaces and ports of bridges are left out.
     """
     with Rtnl() as rtnl:

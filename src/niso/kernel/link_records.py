@@ -208,7 +208,7 @@ def call_flags(call_iptables: bool | None, call_ip6tables: bool | None) -> list[
 
 
 def of_kind(kind: str, *settings: bytes) -> bytes:
-    """Return the attribute IFLA_LINKINFO with an interface's kind ("bridge") and its settings."""
+    """Return the attribute IFLA_LINKINFO with an interface's type ("bridge") and its settings."""
     data = (nested(INFO_DATA, *settings),) if settings else ()
     return nested(IFLA_LINKINFO, text(INFO_KIND, kind), *data)
 
@@ -379,7 +379,7 @@ def limit(rate: int) -> int:
 
 def limit_of(rtnl: Rtnl, link: Link) -> tuple[int, int]:
     """Return the rate limit of an interface as (bytes per second, bytes that may be queued).
-    Without a rate limit, both are 0. Only a root queueing discipline of kind tbf counts as a rate
+    Without a rate limit, both are 0. Only a root queueing discipline of type tbf counts as a rate
     limit. Raises KernelError.
     """
     if link.qdisc != TBF:
@@ -443,8 +443,8 @@ _ifreq = struct.Struct("=16si20x")
 
 
 def of_links(names: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Return {interface: {counter: value}} for those of the interfaces that exist. The counters are
-    named as in `TRAFFIC`. Raises KernelError.
+    """Return {interface: {counter of `TRAFFIC`: value}} for existing interfaces. Raises
+    KernelError.
     """
     indexes = _indexes(names)
     if not indexes:

@@ -160,9 +160,8 @@ def _own(verdict: str) -> str:
 
 def _record(name: str, verdict: str, masks: tuple[str, str] = ("", "")) -> str:
     """Return the rules that record a packet's flow in the sets ``name``, then apply ``verdict``.
-
-    ``masks`` are masks for IPv4 and IPv6 in nft(8) syntax, such as " & 255.0.0.0". Sources that are
-    equal under the mask use one share of the set together.
+    Sources that are equal under ``masks`` (for IPv4 and IPv6, such as " & 255.0.0.0") have one
+    share of a set.
     """
     burst, rate = SHARES[name]
     if name in FROM_OUTSIDE:
@@ -464,8 +463,8 @@ A packet from the middle of a closed TCP connection starts no flow from or to th
 
 
 def chain(ingress: bool, log: bool) -> str:
-    """Return the name of the nftables chain that decides on packets which a policy with an audit
-    denies. It drops the packets after the end of the audit period.
+    """Return the name of the nftables chain for packets that a policy with an audit denies. The
+    chain drops the packets after the end of the audit period.
     """
     return f"audit_{'log_' if log else ''}{'in' if ingress else 'out'}"
 
@@ -511,7 +510,7 @@ _TOO_LONG = "with a timeout after its end"
 
 def term(entry: str) -> tuple[int, int] | tuple[()]:
     """Return the audit period (since, until), in seconds since 1970, from an element's comment.
-    ``entry`` is the comment after the name of the service: "SINCE UNTIL". Otherwise return ().
+    ``entry`` is the comment after the service's name: "SINCE UNTIL". Returns () for any other text.
     """
     since, _, until = entry.partition(" ")
     try:

@@ -895,7 +895,7 @@ DIGEST = sha256(TABLES.encode()).hexdigest()[:8]
 
 def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]]:
     """Yield ((table, name), (key type, value type, is interval)) for each set and map in `TABLES`,
-    except sets that rules fill. Of a set, the value type is None, or "limit" for rate limits.
+    except sets that rules fill. For a set, the value type is None, or "limit" for rate limits.
     """
     table = ""
     for line in TABLES.splitlines():

@@ -156,8 +156,8 @@ def _cover(source: int, path: str) -> None:
     """Mount a folder or file at a path of the lab, so that writes to it stay in the lab.
 
     A folder gets an overlay. A single file is copied. If the kernel refuses the overlay, for
-    example as the third on top of each other, the folder is mounted read-only. ``source`` is a
-    descriptor of the folder or file. This function closes it.
+    example over two other overlays, the folder is mounted read-only. ``source`` is a descriptor of
+    the folder or file. This function closes it.
     """
     lower, target = f"/proc/self/fd/{source}", _ROOT + path
     try:

@@ -220,8 +220,8 @@ def _supervise(lab: _Lab, caller: int, failure: int) -> int:
 
 
 def _run_init(lab: _Lab, supervisor: int) -> int:
-    """Run the lab's PID 1: set up the lab, run the command, and reap exited processes.
-    ``supervisor`` is a pidfd of the supervisor.
+    """Run the lab's PID 1: set up the lab, run the command, and reap exited processes. Return the
+    command's exit status. ``supervisor`` is a pidfd of the supervisor.
     """
     _die_with_parent(signal.SIGKILL)
     poll = select.poll()

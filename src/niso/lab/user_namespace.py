@@ -164,7 +164,7 @@ def _name() -> str:
 
 def _subordinate(kind: str) -> list[tuple[int, int]]:
     """Return this user's subordinate ids of a kind, "uid" or "gid", as ranges (first id, number).
-    Raises Error if a program for them is missing.
+    Raises Error if newuidmap, newgidmap or getsubids is missing.
     """
     for tool in ("newuidmap", "newgidmap", "getsubids"):
         if not shutil.which(tool):

@@ -36,7 +36,9 @@ def unique_local(state_id: str) -> ipaddress.IPv6Network:
 def free_prefix(
     pool: Network, length: int, taken: Iterable[Network], kept: Network | None = None
 ) -> Network | None:
-    """Check the path of a packet to an address of neither the host nor a network of niso."""
+    """Return the lowest prefix with the given length in ``pool`` that does not overlap ``kept`` or
+    a prefix in ``taken``. Returns None if there is no such prefix.
+    """
     size = 1 << (pool.max_prefixlen - length)
     every = [net for net in taken if net.version == pool.version]
     every += [kept] if kept is not None else []

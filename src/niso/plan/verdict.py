@@ -527,7 +527,7 @@ def _on_host(known: KnownService) -> str:
 
 
 def _outwards(context: PolicyContext, packet: _Packet) -> Reason:
-    """Check the path of a packet to an address that neither the host nor a network of niso has."""
+    """Check the path of a packet to an address of neither the host nor a network of niso."""
     to = packet.to
     if not packet.sender:
         both = (ipaddress.ip_address(packet.source), to)
@@ -678,7 +678,7 @@ Holder = tuple[KnownService, str]
 
 
 def holder_of(context: PolicyContext, address: str) -> Holder | None:
-    """Return the service that has an address, and the network of the address, or None."""
+    """Return (service, network) for the service that has an address, or None."""
     for known in context.services.values():
         for endpoint in known.endpoints:
             if address in endpoint.addresses:

@@ -4,7 +4,7 @@ The first entry describes the content (`DESCRIPTION`). The last entry, SHA256SUM
 each file, as sha256sum(1) prints it, and one digest of the names, owners and modes of all entries.
 An archive is read as untrusted data. No entry can be created outside the target folder, because
 folders are opened without following links. No existing file is replaced. Links are only allowed
-inside a package, a root file system and a volume. A hard link must lead to a file in the same
+inside a package, a root file system and a volume. A hard link must link to a file in the same
 folder of the archive.
 """
 
@@ -400,7 +400,7 @@ def _check_layout(parts: list[str], member: tarfile.TarInfo) -> None:
 
 
 def _extract_one(tar: tarfile.TarFile, member: tarfile.TarInfo, place: _Place) -> str | None:
-    """Create one entry below the top folder of ``place``. Return the digest of a regular file."""
+    """Create one entry below the top folder of ``place``. Return the digest of a file, or None."""
     parts = member.name.split("/")
     if any(part in ("", ".", "..") for part in parts) or "\0" in member.name + member.linkname:
         raise _damaged(f"has an entry that leaves its folder: {escaped(member.name)}")

@@ -357,11 +357,12 @@ def remove_empty(folder: str) -> None:
 
 
 def keep(pid: int, path: str) -> None:
-    """Move a conmon process and its future children from the caller's cgroup to `KEEPERS`.
+    """Move a conmon process and its future children from the caller's cgroup to niso's cgroup for
+    conmons (`KEEPERS`), next to ``path``, the cgroup of conmon's service.
 
     The limits of the caller's cgroup would apply to conmon. When a systemd unit, a session or a CI
-    job ends, all processes in its cgroup are killed. ``path`` is the cgroup of conmon's service. In
-    a hierarchy where the caller is in the root cgroup, which has no limits, conmon stays there.
+    job ends, all processes in its cgroup are killed. In a hierarchy where the caller is in the root
+    cgroup, which has no limits, conmon stays there.
     """
     for root, own in _own_cgroups().items():
         if own != "/":
@@ -371,8 +372,8 @@ def keep(pid: int, path: str) -> None:
 def keep_in(root: str, pid: int, path: str) -> None:
     """Move conmon as `keep` does, but only in the hierarchy that is mounted at ``root``.
 
-    The cgroup `KEEPERS` may not accept the process: a new cgroup of v1's cpuset has no CPUs. In
-    this case the process is moved to the root cgroup. If this fails too, the process is not moved.
+    The cgroup for conmons may not accept the process: a new cgroup of v1's cpuset has no CPUs. In
+    this case the process is moved to the root cgroup. If this fails too, it is not moved.
     """
     folder = f"{root}{os.path.dirname(path)}/{KEEPERS}"
     if move(pid, folder):
@@ -387,8 +388,9 @@ def keep_in(root: str, pid: int, path: str) -> None:
 
 
 def release(pids: Iterable[int], path: str) -> None:
-    """Move conmons from `KEEPERS` to the root cgroup, so that the cgroups of niso can be removed.
-    ``path`` is the cgroup of a service, next to `KEEPERS`. Other processes are not moved.
+    """Move conmons from niso's cgroup for conmons (`KEEPERS`) to the root cgroup, so that niso's
+    cgroups can be removed. ``path`` is the cgroup of a service, next to `KEEPERS`. Other processes
+    are not moved.
     """
     for root in roots():
         kept = pids_in(f"{root}{os.path.dirname(path)}/{KEEPERS}")

@@ -268,7 +268,7 @@ def read_database(rootfs: str | None, name: str) -> list[list[str]]:
     """Return the valid lines of ``/etc/passwd`` or ``/etc/group``, each as a list of its fields.
 
     ``name`` is passwd or group (passwd(5), group(5)). A file that is not regular or is larger than
-    4 MiB counts as empty. Lines with an id above `MAX_ID` are skipped, as the C library does.
+    4 MiB counts as empty. Lines with an invalid id (`_is_id`) are skipped, as the C library does.
     """
     fields = 7 if name == "passwd" else 4
     ids = (2, 3) if name == "passwd" else (2,)
@@ -282,7 +282,7 @@ def read_database(rootfs: str | None, name: str) -> list[list[str]]:
 
 
 def _is_id(text: str) -> bool:
-    """Return whether a field is a valid uid or gid, at most `MAX_ID`."""
+    """Return whether a field is a valid uid or gid, at most 2**32 - 2."""
     # int() raises for more than 4,300 digits
     return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= MAX_ID
 
@@ -369,7 +369,7 @@ def _open_part(mounts: dict[str, str], parts: list[str], fd: int) -> int:
 
 def read_inside(mounts: dict[str, str], path: str) -> bytes:
     """Return the content of a small regular file as the service sees it. Raises OSError: EFBIG if
-    the file is larger than `MAX_FILE_BYTES`, EINVAL if it is not regular.
+    the file is larger than 4 MiB, EINVAL if it is not regular.
     """
     fd, _ = open_inside(mounts, path)
     try:

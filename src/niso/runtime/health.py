@@ -175,7 +175,7 @@ def known(targets: Sequence[HealthTarget]) -> dict[str, Health]:
 
 
 def ask(units: Units, state_id: str, targets: Sequence[HealthTarget]) -> None:
-    """Request probes of all services with a health check for the next `ASKED_S` seconds.
+    """Request probes of all services with a health check for the next 60 s.
 
     Starts the health agent if a record in ``targets`` is older than the interval of its health
     check and no agent is running. Returns without waiting for a probe.
@@ -192,7 +192,7 @@ def ask(units: Units, state_id: str, targets: Sequence[HealthTarget]) -> None:
 
 
 def asked() -> bool:
-    """Return whether a command has called `ask` within the last `ASKED_S` seconds."""
+    """Return whether a command has called `ask` within the last 60 s."""
     try:
         return 0 <= time.time() - os.stat(paths.health_asked()).st_mtime < ASKED_S
     except FileNotFoundError:

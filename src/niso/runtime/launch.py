@@ -530,7 +530,7 @@ def enter() -> None:
 
 
 def _close() -> None:
-    """Close the mount namespace that all starts copy, which keeps file systems in use."""
+    """Close the mount namespace that all starts copy, so that it pins no file system."""
     while _base:
         os.close(_base.pop())
 

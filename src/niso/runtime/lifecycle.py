@@ -352,9 +352,9 @@ def _end(spec: ProcessSpec | None, bundle: str, timeout_s: float) -> None:
 def end_conmon(bundle: str, pid: int | None = None) -> None:
     """Kill the exit command of a run, and then its conmon.
 
-    ``pid`` is the pid of conmon, by default the recorded one. conmon gets `CONMON_S` seconds to
-    write the last log lines. After the service has exited, conmon has no other children than the
-    exit command or an interrupted crun create.
+    ``pid`` is the pid of conmon, by default the recorded one. conmon gets 5 s to write the last log
+    lines. After the service has exited, conmon has no other children than the exit command or an
+    interrupted crun create.
     """
     pid = pid or crun.read_pid(f"{bundle}/conmon.pid")
     conmon = crun.open_supervisor(pid, bundle)

@@ -157,8 +157,8 @@ def config(
     """Return the OCI configuration of a service, the content of config.json.
 
     ``root`` is the path on the host where the service's root is mounted. ``hosts_at`` is the mount
-    point, inside the service, of the folder with /etc/hosts. ``volumes`` are mount objects, which
-    come last.
+    point, inside the service, of the folder with /etc/hosts. ``volumes`` are the mount objects of
+    volumes, which are mounted last.
     """
     device = {"allow": True, "type": "c", "access": "rw"}
     limits = cgroups.limits(spec).items()

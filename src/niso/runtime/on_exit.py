@@ -34,7 +34,7 @@ LONG_LIFE_S = 60.0
 
 def delay_s(first_s: float, failures: int) -> float:
     """Return the delay before a restart: ``first_s`` seconds, doubled for each consecutive failure.
-    The maximum is `MAX_DELAY_S`, or ``first_s`` if ``first_s`` is greater.
+    The maximum is 60 s, or ``first_s`` if ``first_s`` is greater.
     """
     return float(min(max(MAX_DELAY_S, first_s), first_s * 2 ** min(failures, 32)))
 

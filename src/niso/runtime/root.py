@@ -449,7 +449,7 @@ def begin() -> None:
 
 
 def end() -> None:
-    """Record that a start has ended. After the last start, empty the cache of `once`."""
+    """Record that a service's start has ended. After the last one, empty the cache of `once`."""
     global _starts
     with _lock:
         _starts -= 1

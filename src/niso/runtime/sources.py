@@ -204,11 +204,10 @@ def open_all(
     """Open the verified files of a service as detached mounts: the package copy, the rootfs, host
     volumes and the network namespace. Read its secrets.
 
-    Returns (spec, descriptors, secrets). The spec has paths through the descriptors, which are
-    valid only in this process. The descriptors are mapped from their mount points in the bundle,
-    the contents of secrets from their names. ``held`` closes the descriptors; mounts that were
-    created from them continue to exist. Raises ProcessError if a path refers to another file than
-    at the activation, and OSError if the network namespace does not exist.
+    Returns (spec, {mount point in the bundle: descriptor}, {secret: content}). The spec has paths
+    through the descriptors, which are valid only in this process. ``held`` closes the descriptors;
+    mounts that were created from them continue to exist. Raises ProcessError if a path refers to
+    another file than at the activation, and OSError if the network namespace does not exist.
     """
     trees: dict[str, int] = {}
     secrets: dict[str, bytes] = {}

@@ -56,7 +56,7 @@ NONE = Status("none", None, None, None, 0, None)
 
 def read(service: str, closely: bool = False) -> Status:
     """Return the status of a service's process. With ``closely``, also detects that PID 1 has
-    exited although its conmon does not react. This takes up to `CONMON_S` seconds.
+    exited although its conmon does not react. This takes up to 5 s.
     """
     shown = _read(service)
     if not closely or shown.state != "running":

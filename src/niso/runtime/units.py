@@ -83,8 +83,8 @@ def path(service: str, pid: int | None = None) -> str | None:
 
 
 def logs_to_journal(service: str) -> bool:
-    """Return whether a conmon that is started now would log to journald too. It does if it will be
-    in the service's unit, and if journald exists.
+    """Return whether a conmon that starts now also logs to journald, in addition to niso's log: it
+    will be in the service's unit, and journald exists.
     """
     return (service in _stand_ins or path(service) is not None) and os.path.exists(_JOURNAL)
 
@@ -97,7 +97,7 @@ def adopt(pid: int, to: str) -> None:
 
 def notify(*lines: str) -> None:
     """Send assignments such as ``MAINPID=12`` or ``READY=1`` to systemd. Returns when systemd has
-    handled them, or after `_NOTIFY_S` seconds. Raises OSError.
+    handled them, or after 5 s. Raises OSError.
     """
     with contextlib.closing(
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
@@ -611,7 +611,7 @@ def drain(pipe: int) -> None:
 
 
 def listen(name: str, woken: Callable[[], object], over: threading.Event) -> None:
-    """Call ``woken`` each time a command wakes an agent, until the event ``over`` is set."""
+    """Call ``woken`` each time a command wakes the agent ``name``, until ``over`` is set."""
     fd = wake_pipe(name)
     try:
         while not over.is_set():

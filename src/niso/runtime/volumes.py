@@ -36,7 +36,8 @@ Placed = tuple[MountedVolume, str, bool]
 
 
 def resolve_mount_points(rootfs: str | None, volumes: Iterable[MountedVolume]) -> list[Placed]:
-    """Return a service's volumes with the places where they are mounted in the service (`Placed`).
+    """Return (volume, mount point in the service, is a folder) for each volume, with the symbolic
+    links of mount points resolved.
 
     ``rootfs`` is the service's root file system, or None. Raises InvalidInput with the key of the
     manifest if a mount point cannot be used, or if two overlap.
@@ -340,8 +341,8 @@ def remove_empty_folder(service: str) -> None:
 
 
 def check_removable(service: str, volume: str = "") -> None:
-    """Raise Conflict if a file system is mounted in a volume, whose files would be deleted too. If
-    ``volume`` is empty, all volumes of the service are checked.
+    """Raise Conflict if a file system is mounted in a volume: the files of this file system would
+    be deleted with the volume. If ``volume`` is empty, all volumes of the service are checked.
     """
     if point := mounted_in(os.path.join(paths.volume_dir(service), volume)):
         reason = f"cannot remove its volumes: something is mounted at {point}"

@@ -644,7 +644,7 @@ class Reading:
     def run(self, candidates: State, skip_transactional: bool = False) -> State:
         """Return the objects of ``candidates`` that exist, with their actual fields. Some kinds add
         other objects (`Kind.read`). With ``skip_transactional``, nftables tables and elements are
-        not read, but assumed to be as in ``candidates``. This object is empty afterwards.
+        not read, but assumed to be as in ``candidates``. A Reading can run only once.
         """
         self.candidates = candidates
         spaces: dict[str, dict[type, Collection[Any]]] = {"": {}}
