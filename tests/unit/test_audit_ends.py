@@ -43,8 +43,8 @@ def test_time_that_is_left(since: int, until: int, now: int, left: int) -> None:
 
 @pytest.mark.parametrize("entry", ["", "1", "x y", "1 2 3"])
 def test_comment_of_others_is_no_audit(entry: str) -> None:
-    assert policy_rules.term(entry) == ()
-    assert policy_rules.term("1 2") == (1, 2)
+    assert policy_rules.parse_period(entry) == ()
+    assert policy_rules.parse_period("1 2") == (1, 2)
     assert not policy_rules.is_wanted((), 1)
 
 
@@ -52,7 +52,7 @@ def test_element_is_as_it_should_be_if_it_does_not_end_later() -> None:
     term = (NOW, NOW + DAY)
 
     def seen(left_s: float | None, now: float = NOW) -> str | None:
-        return policy_rules.seen(left_s, term, now)
+        return policy_rules.timeout_difference(left_s, term, now)
 
     assert seen(DAY) == seen(DAY - 500) == ""
     assert seen(None) and seen(DAY + 60)

@@ -380,14 +380,14 @@ def _parse_element(
             return None
     elif data_value(element.get(_ELEM_KEY_END, b"")) != last:
         return None
-    return _made(header, key, element)
+    return _build(header, key, element)
 
 
 def _parse_elements(header: Header, answer: bytes) -> list[Element]:
     result = []
     for element in elements(answer):
         first, last = data_value(element[_ELEM_KEY]), data_value(element.get(_ELEM_KEY_END, b""))
-        made = _made(header, _atoms(header.key, first, last), element)
+        made = _build(header, _atoms(header.key, first, last), element)
         if made is not None:
             result.append(made)
     return result
@@ -420,12 +420,12 @@ def _intervals(header: Header, bounds: Iterable[_Bound]) -> list[Element]:
             highest = (1 << 8 * len(first)) - 1
             last = max(highest if end is None else end - 1, int.from_bytes(first, "big"))
             key = (unpack_range(header.key[0], first, last.to_bytes(len(first), "big")),)
-            if (made := _made(header, key, element)) is not None:
+            if (made := _build(header, key, element)) is not None:
                 result.append(made)
     return result
 
 
-def _made(header: Header, key: Atoms, element: dict[int, bytes]) -> Element | None:
+def _build(header: Header, key: Atoms, element: dict[int, bytes]) -> Element | None:
     """Build an element from its key and its netlink attributes. Returns None if the element is of
     an audit period that is about to expire.
     """
@@ -434,11 +434,11 @@ def _made(header: Header, key: Atoms, element: dict[int, bytes]) -> Element | No
     if header.value != ():
         value = _value(header, element.get(_ELEM_DATA, b""))
     elif header.name in policy_rules.PLACES:
-        term = policy_rules.term(entry)
+        term = policy_rules.parse_period(entry)
         left_s = None
         if _ELEM_EXPIRATION in element:
             left_s = int.from_bytes(element[_ELEM_EXPIRATION], "big") / 1000
-        problem = policy_rules.seen(left_s, term, time.time())
+        problem = policy_rules.timeout_difference(left_s, term, time.time())
         if problem is None:
             return None
         value, entry = (*term, *([problem] if problem else [])), "" if term else entry
@@ -483,7 +483,7 @@ def _counted(header: Header, answer: bytes) -> list[tuple[Element, int, float | 
         last, ago = fields.get("last", {}), None
         if any(last.get(_LAST_SET, b"")):
             ago = int.from_bytes(last[_LAST_MSECS], "big") / 1000
-        made = _made(header, _atoms(header.key, data_value(element[_ELEM_KEY])), element)
+        made = _build(header, _atoms(header.key, data_value(element[_ELEM_KEY])), element)
         if made is not None:
             result.append((made, number, ago))
     return result

@@ -508,7 +508,7 @@ _WITH_END = "with a timeout"
 _TOO_LONG = "with a timeout after its end"
 
 
-def term(entry: str) -> tuple[int, int] | tuple[()]:
+def parse_period(entry: str) -> tuple[int, int] | tuple[()]:
     """Return the audit period (since, until), in seconds since 1970, from an element's comment.
     ``entry`` is the comment after the service's name: "SINCE UNTIL". Returns () for any other text.
     """
@@ -540,7 +540,7 @@ def is_wanted(value: tuple[Any, ...], now: float) -> bool:
     return timeout_s(value, now) > _GRACE_S
 
 
-def seen(left: float | None, value: tuple[Any, ...], now: float) -> str | None:
+def timeout_difference(left: float | None, value: tuple[Any, ...], now: float) -> str | None:
     """Return how the timeout of an element differs from the end of its audit period ``value``, or
     "" if it does not. ``left`` is the number of seconds until the element expires, or None without
     a timeout. Returns None if the element expires so soon that callers must ignore it.

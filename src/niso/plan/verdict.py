@@ -248,7 +248,7 @@ def _egress(
 ) -> Reason:
     if sender is None:
         return Reason(True, f"{_who(context, own)} has no niso policy")
-    return _adjusted(sender[0], _judge(context, sender[0], False, to, port, proto))
+    return _adjusted(sender[0], _evaluate_policy(context, sender[0], False, to, port, proto))
 
 
 def _ingress(
@@ -258,7 +258,7 @@ def _ingress(
         return Reason(True, f"{_who(context, own)} has no niso policy")
     if is_host(context, by):
         return Reason(True, "the host may always connect")
-    return _adjusted(receiver[0], _judge(context, receiver[0], True, by, port, proto))
+    return _adjusted(receiver[0], _evaluate_policy(context, receiver[0], True, by, port, proto))
 
 
 def _among_all(
@@ -280,7 +280,7 @@ def _among_all(
             for address in endpoint.addresses
         )
         if is_there and known is not sender and known.active and known.serving is None:
-            reason = _judge(context, known, True, by, port, proto)
+            reason = _evaluate_policy(context, known, True, by, port, proto)
             passing[reason.passes].append(known.name)
     hearers, others = (
         ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
@@ -307,7 +307,7 @@ def _adjusted(known: KnownService, reason: Reason) -> Reason:
     return reason
 
 
-def _judge(
+def _evaluate_policy(
     context: PolicyContext,
     known: KnownService,
     ingress: bool,

@@ -511,7 +511,7 @@ class CommandProbe(HealthProbe):
             return
         code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
         self._pid = 0
-        self._end_group()
+        self._kill_group()
         with open(f"{self._stem}.log", "rb") as file:
             refusal = crun.plain_message(file.read(_OUTPUT_BLOCK))
         self._free()
@@ -552,7 +552,7 @@ class CommandProbe(HealthProbe):
         os.waitpid(self._pid, 0)
         self._pid = 0
 
-    def _end_group(self) -> None:
+    def _kill_group(self) -> None:
         """Kill the remaining processes in the process group of a command that has exited.
 
         The kernel does not reuse the number of a process group while a process is in the group

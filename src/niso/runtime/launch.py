@@ -313,7 +313,7 @@ class _Creator:
             if self._may_create.locked():
                 self._may_create.release()
             self._ended.acquire()
-            self._end_conmon()
+            self._kill_conmon()
             for fd in (self.fd, self._ask):
                 os.close(fd)
 
@@ -331,7 +331,7 @@ class _Creator:
         except Exception as error:
             self._error = error
             # then `pid` reads the end of the pipe and reports the error
-            self._end_conmon()
+            self._kill_conmon()
             self._close_ends()
         finally:
             self._ended.release()
@@ -397,7 +397,7 @@ class _Creator:
             os.close(fd)
         self._ends.clear()
 
-    def _end_conmon(self) -> None:
+    def _kill_conmon(self) -> None:
         """Kill conmon if it has not forked. Later, `lifecycle.end_conmon` finds its pid file."""
         if self._conmon:
             os.kill(self._conmon, signal.SIGKILL)

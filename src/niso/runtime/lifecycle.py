@@ -86,7 +86,7 @@ def begin(spec: ProcessSpec) -> launch.Launch:
         raise ProcessError(f"{spec.service} is already running", "niso ps shows it")
     stop(spec.service)
     with _removed_on_error(spec.service):
-        _end_orphans(spec.service, crun.cgroup_of(spec))
+        _kill_orphans(spec.service, crun.cgroup_of(spec))
         signals.hit(f"write the spec of {spec.service}")
         os.makedirs(paths.service_dir(spec.service), 0o700, exist_ok=True)
         crun.save(spec)
@@ -162,7 +162,7 @@ def stop(service: str, timeout_s: float | None = None) -> None:
     `ProcessError` if a process does not exit.
     """
     try:
-        if _end_runs(service, timeout_s):
+        if _stop_runs(service, timeout_s):
             _delete([service])
             _remove(service)
     except OSError as error:
@@ -186,22 +186,22 @@ def stop_all(services: Iterable[str]) -> dict[str, Error]:
                 errors[name] = _failed(name, "stop", error)
         return done
 
-    ended = attempt(services, lambda name: _end_runs(name, 0))
+    ended = attempt(services, lambda name: _stop_runs(name, 0))
     _delete(ended)
     attempt(ended, _remove)
     return errors
 
 
-def _end_runs(service: str, timeout_s: float | None) -> bool:
+def _stop_runs(service: str, timeout_s: float | None) -> bool:
     folder = paths.service_dir(service)
-    _end_orphans(service, None)
+    _kill_orphans(service, None)
     if not os.path.isdir(folder):
         return False
     spec = crun.load(service)
     if timeout_s is None:
         timeout_s = spec.stop_timeout_s if spec else 0.0
     units.add_stand_in(service, status.conmon(service))
-    _end_all(service, spec, status.bundles(folder), timeout_s)
+    _kill_runs(service, spec, status.bundles(folder), timeout_s)
     return True
 
 
@@ -220,7 +220,7 @@ def _remove(service: str) -> bool:
 def abandon(spec: ProcessSpec, bundle: str) -> None:
     """Clean up after a run that failed to start. Files of other runs stay."""
     if os.path.isdir(bundle):
-        _end_all(spec.service, spec, [bundle], 0)
+        _kill_runs(spec.service, spec, [bundle], 0)
         clear(spec.service)
         _end_cgroup(spec.service, spec)
         files.remove_tree(bundle)
@@ -231,7 +231,7 @@ def _failed(service: str, what: str, error: OSError) -> ProcessError:
     return ProcessError(f"cannot {what} its process: {error.strerror}{where}", service=service)
 
 
-def _end_all(service: str, spec: ProcessSpec | None, runs: list[str], timeout_s: float) -> None:
+def _kill_runs(service: str, spec: ProcessSpec | None, runs: list[str], timeout_s: float) -> None:
     """Kill the processes of runs, and the conmons of the runs.
 
     The caller must delete the container from crun only after this call: until a conmon has exited,
@@ -241,7 +241,7 @@ def _end_all(service: str, spec: ProcessSpec | None, runs: list[str], timeout_s:
     for bundle in runs:
         _touch(f"{bundle}/{status.STOPPING}")
     for bundle in runs:
-        _end(spec, bundle, timeout_s)
+        _kill_run(spec, bundle, timeout_s)
     signals.hit(f"remove what is left of the process of {service}")
     for bundle in runs:
         end_conmon(bundle)
@@ -256,13 +256,13 @@ def _end_cgroup(service: str, spec: ProcessSpec | None) -> None:
 def kill_orphan(service: str, cgroup: str) -> None:
     """Kill the processes of a service without runtime files, and remove its cgroup."""
     try:
-        _end_orphans(service, cgroup)
+        _kill_orphans(service, cgroup)
         cgroups.remove_with_parent(cgroup)
     except OSError as error:
         raise _failed(service, "stop", error) from error
 
 
-def _end_orphans(service: str, path: str | None) -> None:
+def _kill_orphans(service: str, path: str | None) -> None:
     """Kill all remaining processes of a service whose runtime folder was removed.
 
     crun's record of the container still has the paths of the bundle and the cgroup. If there is no
@@ -326,7 +326,7 @@ def _delete(services: Iterable[str]) -> None:
         crun.run("delete", "--force", "--regex", f"^({names})$")
 
 
-def _end(spec: ProcessSpec | None, bundle: str, timeout_s: float) -> None:
+def _kill_run(spec: ProcessSpec | None, bundle: str, timeout_s: float) -> None:
     """Kill the PID 1 of a run, and with it all processes of the run (pid_namespaces(7)).
 
     PID 1 gets the stop signal of ``spec``, and SIGKILL after ``timeout_s`` seconds. With 0, it gets

@@ -64,11 +64,11 @@ def rotate_if_large(service: str) -> None:
     lock = open_lock(f"{service}.log")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _keep(path)
+        _link_kept(path)
         if large:
             signals.hit(f"rotate the log of {service}")
             _rotate(service, path)
-            _keep(path)
+            _link_kept(path)
     except (BlockingIOError, FileNotFoundError):
         return
     finally:
@@ -289,7 +289,7 @@ def _rotate(service: str, path: str) -> None:
         time.sleep(0.005)
 
 
-def _keep(path: str) -> None:
+def _link_kept(path: str) -> None:
     """Create the hard link ``.kept`` to the log, so that conmon's own rotation does not delete it.
     If ``.kept`` still links to an earlier log that conmon has replaced, it is renamed to ``.1``.
     """
