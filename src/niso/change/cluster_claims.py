@@ -136,7 +136,7 @@ class ActivationClaims:
         return store.across.claim(name) if is_around else own_record(store, target, asked)
 
     def _begin(self, services: list[str]) -> None:
-        """Record intents and empty claims, so that recovery can release what is reserved next."""
+        """Record intents and empty claims, so that recovery can release the claims made next."""
         store = self._machine.store
         if services:
             with Lock(), store.transaction():

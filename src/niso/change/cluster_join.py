@@ -149,7 +149,7 @@ def _reach(existing: Reach) -> Reach:
 
 
 def invite(machine: Machine, host: str, address: str, renew: bool, member: bool = False) -> str:
-    """Create an invitation with which a host can join the cluster. It contains private keys.
+    """Return a new invitation, with private keys, by which a host can join the cluster.
 
     With ``renew``, a host that is in the cluster gets new certificates. With ``member``, the host
     may run an etcd member; the first three hosts may always do so. Raises Conflict, Error,

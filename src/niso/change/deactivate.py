@@ -16,7 +16,7 @@ from niso.runtime.machine import Machine
 
 
 class Done(NamedTuple):
-    """Result of a command for one service or attachment. `niso.Changed` is the same class."""
+    """Whether a command changed a service or attachment. `niso.Changed` is the same class."""
 
     service: str  # the service's name
     changed: bool  # false if nothing changed

@@ -216,7 +216,7 @@ def needs(
 
 
 def scaled(store: Store, name: str, replicas: int) -> Target:
-    """Return a service with another number of instances, ready to be activated (a target).
+    """Return a target that activates a service with another number of instances.
 
     Raises Conflict if the service is not active or has no service address.
     """
@@ -225,9 +225,9 @@ def scaled(store: Store, name: str, replicas: int) -> Target:
 
 
 def former(store: Store, name: str, version: int | None) -> Target:
-    """Return a former version of a service, ready to be activated (a target).
+    """Return a target that activates a former version of a service.
 
-    If ``version`` is None, returns the last version that served before the present one. The number
+    If ``version`` is None, this is the last version that served before the present one. The number
     of instances, which `niso scale` may have changed, stays as it is. Secrets and files of
     variables are read as they are now. Raises NotFound if the version is not recorded, or if its
     package was deleted.
@@ -373,7 +373,7 @@ def swap(store: Store, rollouts: Iterable[Rollout]) -> None:
 
 
 def record(store: Store, one: Rollout, began: float, outcome: str, why: str = "") -> None:
-    """Record a deploy for `niso history`. The caller must be in a transaction."""
+    """Record a deploy for `niso history` (see `Deployed`), in the caller's transaction."""
     front, took_s = one.front, round(time.time() - began, 3)
     assert front.files is not None
     what = (encode_service(front.spec), front.files.copy_path(one.name), front.manifest_path)

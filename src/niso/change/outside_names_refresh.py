@@ -81,7 +81,7 @@ def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
 def look(machine: Machine, targets: Iterable[Target]) -> list[Outside]:
     """Resolve the DNS names in targets' policies whose last answers have expired.
 
-    Returns what the new answers would change the records to. Nothing is recorded.
+    Returns the DNS answers that `refresh` would record. Nothing is recorded.
     """
     names = _names(targets)
     if not names:

@@ -401,7 +401,7 @@ def _running(processes: Processes, lost: list[tuple[str, str]]) -> Iterator[_Rem
 
 
 def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Removal]:
-    """Yield removals for niso's namespaces, network interfaces and routing rules, in this order.
+    """Yield (event, function, False) to remove niso's namespaces, interfaces and routing rules.
 
     Of an attachment's namespace, only the name in /run/netns is removed, even if a program has set
     niso's alias there.
@@ -458,7 +458,7 @@ def _read(query: str) -> list[tuple[Any, ...]]:
 
 
 def _all_rules(kernel: Kernel, going: dict[str, str]) -> Iterator[_Removal]:
-    """Yield removals that restore the host's sysctls, then removals of niso's nftables tables.
+    """Yield (event, function, is guard) to restore sysctls, then to remove niso's nftables tables.
 
     Sysctls of network interfaces that are removed anyway (``going``) are left out. IPv4 forwarding
     stays on if other programs have added NAT rules or bridges since niso switched it on.

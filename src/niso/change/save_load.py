@@ -689,7 +689,7 @@ class _Loading:
             self._outcomes |= {one.service: one for one in outcomes}
 
     def _targets(self, stack: str, started: list[SavedService]) -> list[targets.Target]:
-        """Return the services of a stack to start, with their saved addresses if these are free."""
+        """Return targets for services of a stack, with their saved addresses if these are free."""
         if stack and stack not in self._joined:
             plain = stack_members.load(self._stack_path(stack))
             named = stack_members.named(self._store, plain)
@@ -742,7 +742,7 @@ def _starts(service: SavedService) -> bool:
 
 
 def _chosen(port: PortMapping) -> str:
-    """Return a port in a manifest's notation without a host port, so that niso chooses one."""
+    """Return a port in a manifest's notation without a host port: niso then chooses a host port."""
     inner = str(port.container_port)
     if port.count > 1:
         inner += f"-{port.container_port + port.count - 1}"

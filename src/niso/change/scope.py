@@ -250,7 +250,7 @@ def followers(store: Store, wanted: Iterable[Target], ending: Iterable[str]) -> 
 def with_followers(
     store: Store, wanted: Iterable[Target], ending: Iterable[str] = ()
 ) -> list[Target]:
-    """Return the services to activate and the services that must restart with them.
+    """Return targets for the services to activate and for those that must restart with them.
 
     Services that own their namespace come first.
     """

@@ -159,8 +159,8 @@ def _joining(store: Store, stack: Stack, replace: bool) -> tuple[list[Target], S
 def _membership(
     stack: Stack, on: Container[str], left: Iterable[str] = (), replace: bool = False
 ) -> StackMembership:
-    """Return the data by which services join the stack. ``on`` are the networks of the services,
-    and ``left`` the services that were removed from the stack's file.
+    """Return the data with which services are recorded as members of a stack. ``on`` are the
+    networks of the services, and ``left`` the services that were removed from the stack's file.
     """
     requests = [request for name, request in stack.networks.items() if name in on]
     return StackMembership(
@@ -199,7 +199,7 @@ def down(
 
 
 def active_members(store: Store, stack: Stack) -> tuple[list[str], start.After]:
-    """Return a stack's active services, and their dependencies in the form `start.run` takes."""
+    """Return a stack's active services, and {service: {dependency: state to reach}} for them."""
     _refuse_elsewhere(store, stack.name, stack.path)
     stack = named(store, stack)
     active = {*store.active_services()} & {*store.stack_members(stack.name)}
@@ -212,7 +212,7 @@ def active_members(store: Store, stack: Stack) -> tuple[list[str], start.After]:
 
 
 def _targets(store: Store, stack: Stack) -> list[Target]:
-    """Return a stack's services to activate. Raises an ErrorGroup with keys of the stack's file."""
+    """Return the targets for a stack's services. Raises an ErrorGroup with keys of the file."""
     wanted: list[Target] = []
     errors: list[Error] = []
     taken = stack_members.taken(store, stack.name, [member.name for member in stack.members])

@@ -254,10 +254,11 @@ def withdraw(
 def record(
     store: Store, rows: Iterable[ServiceRow], began: float, outcome: str, why: object = None
 ) -> None:
-    """Record for `niso history` what a command did to services. ``outcome`` is as in `Deployed`.
+    """Record for `niso history` what a command did to services.
 
-    ``began`` is the start of the command as a Unix time, and ``why`` the error if it failed. The
-    caller must be in a transaction.
+    ``began`` is the start of the command as a Unix time. ``outcome`` is "done", "failed", "taken
+    back" or "stopped", and ``why`` the error if the command failed. The caller must be in a
+    transaction.
     """
     reason = ""
     if why is not None:

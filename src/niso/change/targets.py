@@ -34,7 +34,7 @@ def find_targets(
     replace: bool = False,
     owners: Collection[int] | None = None,
 ) -> list[Target]:
-    """Return the services that the arguments of ``niso activate`` name.
+    """Return the targets for the services that the arguments of ``niso activate`` name.
 
     An argument is the path of a manifest or of its folder, the name of an existing service, a
     folder in the working directory, or a loaded manifest. With ``owners``, the files must belong to
@@ -101,7 +101,7 @@ def still_so(store: Store, target: Target) -> Target:
 
 
 def from_store(store: Store, service: str) -> Target:
-    """Return a service as it was last activated, to activate it again.
+    """Return a target that activates a service again, as it was last activated.
 
     Raises NotFound or Error.
     """
@@ -109,7 +109,7 @@ def from_store(store: Store, service: str) -> Target:
 
 
 def of_row(row: ServiceRow) -> Target:
-    """Return the service that a row records, to activate it again. Raises NotFound or Error."""
+    """Return a target that activates the service of a row again. Raises NotFound or Error."""
     from niso.runtime import package
 
     service = row.name
@@ -181,7 +181,7 @@ def _refuse_lost_networks(store: Store, loaded: load.Loaded) -> None:
 
 
 def from_manifest(loaded: load.Loaded) -> Target:
-    """Return the service of a valid manifest, after checking the service's files."""
+    """Return the target for a valid manifest, after checking the service's files."""
     from niso.runtime import package
 
     spec, root = loaded.spec, rootfs(loaded)

@@ -54,7 +54,7 @@ def _file(attachment: str) -> str:
 
 
 def _network_text(attachment: str, unit: str, words: Sequence[str], state_id: str) -> str:
-    """Return the text of the unit that runs niso with ``words`` to attach a namespace."""
+    """Return the text of the unit that attaches a namespace by running niso with ``words``."""
     lines = [
         _MARK + state_id,
         "[Unit]",

@@ -194,7 +194,7 @@ _Counts = dict[tuple[str, str], int]
 
 
 def count(rows: Sequence[ServiceRow]) -> list[Stats]:
-    """Return the traffic and drop counters of active services. Raises KernelError."""
+    """Return one `Stats` for each row of an active service or instance. Raises KernelError."""
     if not rows:
         return []
     ends = {

@@ -53,7 +53,7 @@ class OtherHostObject(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """The verdict on a packet of one part of the configuration, such as the sender's policy."""
+    """The verdict of one part of the configuration, such as the sender's policy, on a packet."""
 
     verdict: str  # pass, drop, or audit: passes only because the policy is in audit mode
     words: str  # the reason for the verdict

@@ -369,7 +369,7 @@ class FlowReader:
     def _host_port(
         self, from_: FlowEnd, to: FlowEnd, proto: str, port: int, destination: str
     ) -> int | None:
-        """Return the host port through which another machine or a program of the host connected."""
+        """Return the host port through which ``from_``, another machine or the host, connected."""
         if from_.service or not to.service:
             return None
         network = network_of(self.context, destination)

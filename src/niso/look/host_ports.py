@@ -197,7 +197,7 @@ def published_ports(store: Store) -> tuple[PublishedPort, ...]:
 
 
 def port_rows(store: Store) -> list[tuple[str, records.PortMapping, Port]]:
-    """Return the published ports of active services: service, recorded port, `Port` to show."""
+    """Return (service, recorded port, `Port` to show) for published ports of active services."""
     ports = store.active_ports()
     families = {service: store.port_families(service) for service in {name for name, _ in ports}}
     return [

@@ -273,7 +273,7 @@ def _remedy(found: Listening) -> str:
 def described(
     kernel: Kernel, store: Store, services: Iterable[str]
 ) -> dict[str, tuple[tuple[ListeningSocket, ...], tuple[Listening, ...]]]:
-    """Return each service's listening sockets, and its published ports without a listening program.
+    """Return {service: (listening sockets, published ports without a listening program)}.
 
     This is for `niso ps`. If the service has instances, their sockets are merged.
     """

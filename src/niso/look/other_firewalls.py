@@ -313,7 +313,7 @@ def _switched(bridge: Bridge, family: int, ethertype: bytes, reply: bool) -> Pac
 
 
 def _header(bridge: Bridge, family: int, source: bool, destination: bool) -> Bits:
-    """Return an IP header with a source, a destination or both in the bridge's prefix."""
+    """Return (bytes, mask of known bits) of an IP header with addresses in the bridge's prefix."""
     start, width = (12, 4) if family == 4 else (8, 16)
     address, mask = bytes(width), bytes(width)
     if family in bridge[2]:
@@ -637,7 +637,7 @@ def network_drops(kernel: Kernel, networks: Iterable[NetworkRecord]) -> list[For
 
 
 def others_dropped(chains: Iterable[str]) -> list[tuple[str, str]]:
-    """Return (problem, remedy) for each of these NAT chains, whose packets niso drops."""
+    """Return (problem, remedy) for each of the NAT chains ``chains``, whose packets niso drops."""
     return [
         (
             f"nftables chain {chain} translates addresses of packets that niso drops: the host"

@@ -445,10 +445,10 @@ def _path(
     sender: KnownService | None,
     receiver: KnownService | None,
 ) -> tuple[_Rules, _Rules, _Rules]:
-    """Return the nftables objects on a packet's path, as three tuples.
+    """Return three tuples of nftables objects on a packet's path.
 
-    They are all objects on the path, the rules that drop the packet before policies are evaluated,
-    and the rules that drop it afterwards.
+    They contain all objects, the rules that drop the packet before policies are evaluated, and the
+    rules that drop it afterwards.
     """
     family = packet.family
     raw, word = ("raw", "ip") if family == 4 else ("raw6", "ip6")
@@ -522,7 +522,7 @@ def _dropping(
     raw: str,
     inside: str,
 ) -> tuple[_Rules, _Rules]:
-    """Return two tuples: rules that drop a packet before policies are evaluated, rules after."""
+    """Return (rules that drop a packet before policies are evaluated, rules that drop it later)."""
     is_within = entered is not None and reached is not None and reached.name == entered.name
     if entered and entered.internal and not is_within:
         return _static(ruleset.INET, "forward", "out of an internal network"), ()

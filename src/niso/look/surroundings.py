@@ -48,10 +48,10 @@ def small_mtus(kernel: Kernel, networks: Iterable[NetworkRecord]) -> list[tuple[
 def mute_name_servers(
     kernel: Kernel, store: Store, services: Iterable[str], once: bool = False
 ) -> list[tuple[str, str]]:
-    """Return a warning and the next step for services if none of their name servers answers.
+    """Return (warning, next step) for services if none of their name servers answers.
 
     The host sends each name server one query. All queries together take at most a second. With
-    ``once``, name servers that were already asked with ``once`` since the last boot are left out.
+    ``once``, name servers that were already queried with ``once`` since the last boot are left out.
     """
     asked = _asked() if once else set[str]()
     found = {

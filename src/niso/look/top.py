@@ -361,7 +361,7 @@ def services_between(
 
 
 def runs(status: str) -> bool:
-    """Return whether a service with this status runs, with all instances: ``2/2 running``."""
+    """Return whether all instances run, by a service's status: ``running`` or ``2/2 running``."""
     number, _, word = status.partition(" ")
     running, slash, wanted = number.partition("/")
     return status == "running" or (word == "running" and slash == "/" and running == wanted != "0")

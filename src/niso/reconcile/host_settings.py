@@ -60,7 +60,7 @@ def record(kernel: Kernel, store: Store, networks: Iterable[str]) -> None:
 
 
 def without_forwarding(before: Mapping[str, str]) -> dict[str, str]:
-    """Return the sysctls to restore even if other programs still need the host to forward."""
+    """Return the sysctls of ``before`` to restore even if other programs need forwarding."""
     return {name: value for name, value in before.items() if name.endswith(FORCE)}
 
 

@@ -178,7 +178,7 @@ class ServiceRow(NamedTuple):
 
 
 def service_row(row: tuple[object, ...]) -> ServiceRow:
-    """Convert a row of the table ``service`` from the form in which SQLite returns it."""
+    """Convert a row of the table ``service``, as SQLite returns it, to a `ServiceRow`."""
     fields = ServiceRow(*row[: len(ServiceRow._fields)])  # type: ignore[arg-type]
     package, copy = fields.package, f"/packages/{fields.name}/{fields.fingerprint}"
     if package.endswith(copy):

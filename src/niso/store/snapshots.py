@@ -101,7 +101,7 @@ class SnapshotRows(PortRows, PolicyRows):
         return dict(self._run("SELECT name, before FROM sysctl"))
 
     def nat_before(self) -> dict[str, int]:
-        """Return {chain: NAT rules of other programs} from before niso's first service."""
+        """Return {chain: number of NAT rules} of other programs before niso's first service."""
         text = self._meta("nat_before")
         return dict(decoded(text)) if text else {}
 
