@@ -22,6 +22,7 @@ SLOW = float(os.environ.get("NISO_SLOW", "1"))
 
 # What a name adds to its release: the kernel's command line.
 SUITES = {
+    "uml": ("trixie", ""),  # see user_mode.py
     "trixie": ("trixie", ""),
     "trixie-no-ipv6": ("trixie", "ipv6.disable=1"),
     "forky": ("forky", ""),
@@ -81,14 +82,13 @@ class Machine:
     disk: Path
     options: tuple[str, ...]  # of `accelerator`
     append: str = "apparmor=0"
-    ports: tuple[int, ...] = ()  # TCP ports that 127.0.0.1 of the host forwards: see `forwarded`
     link: tuple[str, ...] = ()  # QEMU's options for a second network card
     memory: str = "1G"
     qemu: subprocess.Popen[bytes] | None = None
-    forwarded: dict[int, int] = field(default_factory=dict)  # port of the machine -> of the host
     _agent: socket.socket | None = None
     _buffered: bytes = b""
     _next: int = 0
+    _unread: int = 0  # bytes that the agent has not confirmed
     _answers: dict[int, dict[str, object]] = field(default_factory=dict)
 
     @property
@@ -102,10 +102,6 @@ class Machine:
         With `shell`, the console is the caller's terminal instead of a file.
         """
         suite, more = SUITES[self.name]
-        for port in self.ports:
-            with socket.create_server(("127.0.0.1", 0)) as free:
-                self.forwarded[port] = free.getsockname()[1]
-        forwards = [f",hostfwd=tcp:127.0.0.1:{o}-:{i}" for i, o in self.forwarded.items()]
         command = ["setpriv", "--pdeathsig", "KILL", "nice", "-n", "10", "qemu-system-x86_64"]
         command += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
         command += [*self.options, "-smp", "2", "-m", self.memory, "-machine", "pc"]
@@ -113,7 +109,7 @@ class Machine:
         command += ["-initrd", str(CACHE / f"{suite}.initrd")]
         command += ["-append", f"{COMMAND_LINE} {self.append} {more}"]
         command += ["-drive", f"file={self.disk},if=virtio,format=qcow2,cache=unsafe"]
-        command += ["-netdev", f"user,id=uplink,restrict=on{''.join(forwards)}"]
+        command += ["-netdev", "user,id=uplink,restrict=on"]
         command += ["-device", "virtio-net-pci,netdev=uplink", *self.link]
         command += ["-device", "virtio-serial"]
         for path in (self._socket("agent"), self._socket("monitor")):
@@ -158,23 +154,34 @@ class Machine:
         assert self._agent is not None
         self._next += 1
         request = {"id": self._next, "argv": argv, "input": text, "limit": limit * SLOW}
-        self._agent.sendall(json.dumps(request).encode() + b"\n")
+        self._transmit(json.dumps(request).encode() + b"\n")
         return self._next
 
     def answer(self, number: int, limit: float = 10) -> tuple[int, str, str]:
         """Wait for the end of a command; return its status, output and errors."""
-        assert self._agent is not None
         deadline = time.monotonic() + limit * SLOW + 10
         while number not in self._answers:
-            self._agent.settimeout(max(0.01, deadline - time.monotonic()))
-            read = self._agent.recv(1 << 16)
-            assert read, f"the machine ended: see {self.console}"
-            *lines, self._buffered = (self._buffered + read).split(b"\n")
-            for line in lines:
-                found = json.loads(line)
-                self._answers[found["id"]] = found
+            self._receive(deadline)
         found = self._answers.pop(number)
         return int(str(found["status"])), str(found["out"]), str(found["err"])
+
+    def _transmit(self, data: bytes) -> None:
+        assert self._agent is not None
+        self._agent.sendall(data)
+
+    def _receive(self, deadline: float) -> None:
+        """Read what the agent sends: answers, and the numbers of bytes that it has read."""
+        assert self._agent is not None
+        self._agent.settimeout(max(0.01, deadline - time.monotonic()))
+        read = self._agent.recv(1 << 16)
+        assert read, f"the machine ended: see {self.console}"
+        *lines, self._buffered = (self._buffered + read).split(b"\n")
+        for line in lines:
+            found = json.loads(line)
+            if isinstance(found, int):
+                self._unread -= found
+            else:
+                self._answers[found["id"]] = found
 
     def run(self, *argv: str, text: str = "", limit: float = 10, check: bool = True) -> str:
         """Run a command in the machine, for at most `limit` times SLOW seconds; return its output.

@@ -10,7 +10,6 @@ import os
 import random
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from qemu import CACHE, ROOT, SLOW, SUITES, Machine, accelerator, make_image, overlay
+from user_mode import UserModeMachine, connect, make_disk
 
 NAMES = os.environ.get("NISO_VM", "trixie").split()
 CUTS = int(os.environ.get("NISO_VM_CUTS", "4"))  # power failures of each kind of command
@@ -101,49 +101,76 @@ def install(machine: Machine) -> None:
 
 
 def prepare(name: str) -> tuple[Path, tuple[str, ...]]:
-    """Return the disk of a machine with the snapshot `ready`, booted, with the shop; and its options.
+    """Return the disk of a machine with the shop, and QEMU's options.
 
-    The disk is made again if niso's package, the release's disk or the shop has changed.
+    QEMU's disk has the snapshot `ready` of the running machine. The disk is made again if niso's
+    package, the release's disk or the shop has changed.
     """
     suite = SUITES[name][0]
     make_image(suite)
-    options = accelerator(suite)
+    options = accelerator(suite) if name != "uml" else ("", "the kernel in user mode")
     image = CACHE / f"{suite}.img"
     made_of = debian_package().read_bytes() + repr((options, SHOP, image.stat().st_mtime)).encode()
-    disk = CACHE / f"{name}-{hashlib.sha256(made_of).hexdigest()[:12]}.qcow2"
+    kind = ".img" if name == "uml" else ".qcow2"
+    disk = CACHE / f"{name}-{hashlib.sha256(made_of).hexdigest()[:12]}{kind}"
     if not disk.exists():
-        for old in CACHE.glob(f"{name}-????????????.qcow2"):
+        for old in CACHE.glob(f"{name}-????????????{kind}"):
             old.unlink()
-        fresh = CACHE / f"{name}.new.qcow2"
-        overlay(image, fresh)
-        machine = Machine(name, fresh, options, ports=(8080,))
+        fresh = CACHE / f"{name}.new{kind}"
+        if name == "uml":
+            make_disk(image, fresh)
+            machine: Machine = UserModeMachine(name, fresh, options)
+        else:
+            overlay(image, fresh)
+            machine = Machine(name, fresh, options)
         try:
             say(f"{name}: boot with {options[1]}: {machine.boot().strip()}")
             install(machine)
-            machine.save("ready")
+            if name == "uml":
+                machine.shut_down()
+            else:
+                machine.save("ready")
         finally:
             machine.cut_power()
         fresh.rename(disk)
     return disk, options
 
 
+def copy_of(name: str, test: str) -> Machine:
+    """Return a machine that is off, with a copy of the disk of `prepare`."""
+    disk, options = prepare(name)
+    if name == "uml":
+        found: Machine = UserModeMachine(name, CACHE / f"{name}.{test}.cow", options, base=disk)
+        found.disk.unlink(missing_ok=True)
+    else:
+        found = Machine(name, CACHE / f"{name}.{test}.qcow2", options)
+        shutil.copyfile(disk, found.disk)
+    found.console.unlink(missing_ok=True)
+    return found
+
+
+def resume(machine: Machine) -> None:
+    """Power on a machine of `copy_of`, whose shop then runs."""
+    if isinstance(machine, UserModeMachine):
+        assert machine.boot().strip() == "running", machine.sh("systemctl --failed", check=False)
+        machine.sh(OTHER)
+    else:
+        machine.start("ready")
+
+
 @pytest.fixture(params=NAMES)
 def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """Continue a copy of the saved machine; its console stays in .cache/vm."""
-    disk, options = prepare(request.param)
-    copy = CACHE / f"{request.param}.{request.node.originalname}.qcow2"
-    shutil.copyfile(disk, copy)
-    copy.with_suffix(".console").unlink(missing_ok=True)
-    found = Machine(request.param, copy, options, ports=(8080,))
+    """Return a running machine with the shop; its console stays in .cache/vm."""
+    found = copy_of(request.param, re.sub(r"\W+", "-", request.node.name))
     began = time.monotonic()
-    found.start("ready")
-    kernel = found.run("uname", "-r").strip()
     try:
+        resume(found)
+        kernel = found.run("uname", "-r").strip()
         yield found
         say(f"{request.node.name}: kernel {kernel}, {time.monotonic() - began:.0f} s")
     finally:
         found.cut_power()
-        copy.unlink()
+        found.disk.unlink(missing_ok=True)
 
 
 def say(text: str) -> None:
@@ -152,15 +179,10 @@ def say(text: str) -> None:
 
 
 def answers(machine: Machine, limit: float = 5) -> str:
-    """Return the first line that the published port sends to a client outside the machine."""
-    url = f"http://127.0.0.1:{machine.forwarded[8080]}/hostname"
-    done = subprocess.run(
-        ("curl", "-s", "--max-time", str(limit * SLOW), url),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip()
+    """Return the first line that the published port sends to the other machine."""
+    command = f"curl -s --max-time {limit * SLOW} http://192.0.2.1:8080/hostname"
+    inside = ("ip", "netns", "exec", "other", *command.split())
+    return machine.run(*inside, limit=limit + 5, check=False).strip()
 
 
 def reaches(machine: Machine, who: str, address: str, port: int) -> bool:
@@ -181,9 +203,7 @@ def assert_whole(machine: Machine) -> None:
     assert {n: rows[n]["status"] for n in ("db", "api", "guest")} == dict.fromkeys(
         ("db", "api", "guest"), "running"
     )
-    for name in ("db", "api", "guest"):
-        count = machine.sh(f"pgrep -fc '^/usr/bin/busybox httpd -f -p {PORT_OF[name]} ' || true")
-        assert count.strip() == "1", f"{name} runs {count.strip()} times"
+    assert_once(machine)
     addresses = machine.sh("ip -br -4 addr show type bridge")
     assert len(re.findall(r"10\.99\.1\.1/24", addresses)) == 1, addresses
     assert_traffic(machine)
@@ -219,71 +239,108 @@ def test_reboot(machine: Machine) -> None:
     assert_whole(machine)
 
 
-# Commands whose machine loses its power: what they need, the command, and what shows its end.
+# Commands whose machine loses its power, there and back: what precedes them, the command, and what
+# shows its end. Enabled services show after a boot which of the two has happened.
 CHANGES = {
     "activate": (
-        f"mkdir /root/extra; cat > /root/extra/manifest.toml <<'END'"
-        f"{MANIFEST.format(name='extra', port=99)}END",
-        "niso activate /root/extra",
-        "pgrep -f '^/usr/bin/busybox httpd -f -p 99 '; ip netns exec niso-extra ip -4 addr show eth0",
+        (
+            f"mkdir -p /root/extra; cat > /root/extra/manifest.toml <<'END'"
+            f"{MANIFEST.format(name='extra', port=99)}END",
+            "niso activate /root/extra",
+            "pgrep -f '^/usr/bin/busybox httpd -f -p 99 ' && ip -n niso-extra addr show eth0",
+        ),
+        ("true", "niso remove extra", "! pgrep -f ' -p 99 ' && ! ls /run/netns/niso-extra"),
     ),
     "stack up": (
-        "sed -i s/8080:8080/8081:8080/ /root/shop/stack.toml",
-        "niso stack up /root/shop",
-        "curl -sf http://192.0.2.1:8081/hostname; ! curl -sf http://192.0.2.1:8080/hostname",
+        (
+            "sed -i s/8080:8080/8081:8080/ /root/shop/stack.toml",
+            "niso stack up /root/shop",
+            "curl -sf http://192.0.2.1:8081/hostname && ! curl -sf http://192.0.2.1:8080/hostname",
+        ),
+        (
+            "sed -i s/8081:8080/8080:8080/ /root/shop/stack.toml",
+            "niso stack up /root/shop",
+            "curl -sf http://192.0.2.1:8080/hostname && ! curl -sf http://192.0.2.1:8081/hostname",
+        ),
     ),
-    "deploy": (
-        "sed -i -e 's/1.0.0/2.0.0/' -e 's|\"/etc\"|\"/\"|' /root/shop/api/manifest.toml;"
-        "printf '[service]\\nupdate = \"start-first\"\\n[healthcheck]\\ntcp = 8080\\n' >> /root/shop/api/manifest.toml",
-        "niso stack up /root/shop",
-        "curl -sf http://192.0.2.1:8080/etc/hostname",
+    "deploy": (  # to a service with instances, and back to a process
+        (
+            "cd /root/shop/api; cp manifest.toml /root/former;"
+            "sed -i -e 's/1.0.0/2.0.0/' -e 's|\"/etc\"|\"/\"|' manifest.toml;"
+            "printf '[service]\nupdate = \"start-first\"\n[healthcheck]\ntcp = 8080\n' >> manifest.toml",
+            "niso stack up /root/shop",
+            "curl -sf http://192.0.2.1:8080/etc/hostname",
+        ),
+        (
+            "cp /root/former /root/shop/api/manifest.toml",
+            "niso stack up /root/shop",
+            "curl -sf http://192.0.2.1:8080/hostname",
+        ),
     ),
     "net create": (
-        "true",
-        "niso net create more --subnet 10.99.7.0/24",
-        "ip -4 addr show niso-more | grep 10.99.7.1/24",
+        (
+            "true",
+            "niso net create more --subnet 10.99.7.0/24",
+            "ip -4 addr show niso-more | grep 10.99.7.1/24",
+        ),
+        ("true", "niso net remove more", "! ip link show niso-more"),
     ),
 }
-durations: dict[str, float] = {}
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("number", range(CUTS))
-def test_power_failure(machine: Machine, change: str, number: int) -> None:
+def test_power_failure(machine: Machine, change: str) -> None:
     """A change whose machine loses its power is complete or undone after boot, and can be repeated."""
-    prepare, command, done = CHANGES[change]
-    prepare += "\nsync"  # the files of the test must survive
-    machine.sh(prepare)
-    if change not in durations:  # measured once, on a machine that is then as new
+    seconds: list[float] = []
+    for edit, command, done in CHANGES[change]:  # once without a failure
+        machine.sh(edit)
         began = time.monotonic()
         machine.sh(command, limit=60)
-        durations[change] = time.monotonic() - began
-        machine.sh(done)
+        seconds.append(time.monotonic() - began)
+        machine.wait(done)
+    for number in range(CUTS):
+        edit, command, done = CHANGES[change][number % 2]
+        machine.sh(f"{edit}\nsync")  # the files of the test must survive
+        delay = random.uniform(0, seconds[number % 2])
+        machine.send("sh", "-c", command, limit=60)
+        time.sleep(delay)
         machine.cut_power()
-        machine.start("ready")
-        machine.sh(prepare)
-    delay = random.uniform(0, durations[change])
-    machine.send("sh", "-c", command, limit=60)
-    time.sleep(delay)
-    machine.cut_power()
-    assert machine.boot().strip() == "running", machine.sh("systemctl --failed", check=False)
-    machine.sh(OTHER)
-    first = machine.run("niso", "net", "check", limit=30, check=False).splitlines()[0]
-    say(f"{change}: power cut {delay:.1f} s after its start; check after boot: {first}")
+        say(f"{command}: power cut {number + 1}, after {delay:.2f} of {seconds[number % 2]:.2f} s")
+        state = machine.boot().strip()
+        assert state == "running", machine.sh(
+            "systemctl --failed; journalctl -b -n 60 --no-pager -u 'niso*'; niso ps", check=False
+        )
+        machine.sh(OTHER)
+        assert_after_boot(machine, change)
+        machine.run("sh", "-c", command, limit=60, check=False)
+        machine.wait(done)
+        assert_once(machine)
+        assert machine.run("niso", "net", "check", limit=30).startswith("OK")
+
+
+def assert_after_boot(machine: Machine, change: str) -> None:
+    """Check that a change is not half done after a boot, and that nothing is open."""
+    first = machine.run("niso", "net", "check", limit=30, check=False).splitlines()
+    say(f"check after boot: {'; '.join(first)[:200]}")
+    if change in ("stack up", "deploy"):
+        machine.wait(" || ".join(f"{{ {done}; }}" for _, _, done in CHANGES[change]))
+        states = [machine.answer(machine.send("sh", "-c", done))[0] for *_, done in CHANGES[change]]
+        assert states.count(0) == 1, states
     machine.run("niso", "net", "repair", limit=40)
     assert machine.run("niso", "net", "check", limit=30).startswith("OK")
     for name, row in active(machine).items():
         if name != "extra":
-            assert row["status"] == "running", row
+            assert row["status"] in ("running", "1/1 running"), row
+    assert_once(machine)
     assert not reaches(machine, "other", ADDRESS["db"], 5432)
     assert not reaches(machine, "niso-guest", ADDRESS["db"], 5432)
-    again = machine.run("sh", "-c", command, limit=60, check=False)
-    assert "already" in again or "active" in again or "created" in again, again
-    machine.sh(done)
+
+
+def assert_once(machine: Machine) -> None:
+    """Check that each service of the shop has one process."""
     for name, port in PORT_OF.items():
         count = machine.sh(f"pgrep -fc '^/usr/bin/busybox httpd -f -p {port} ' || true")
         assert count.strip() == "1", f"{name} runs {count.strip()} times"
-    assert machine.run("niso", "net", "check", limit=30).startswith("OK")
 
 
 def probe(machine: Machine, name: str, who: str, address: str, port: int) -> None:
@@ -439,8 +496,107 @@ def test_health(machine: Machine) -> None:
     machine.wait('niso inspect well | grep \'"health": "healthy"\'', limit=20)
 
 
+HOSTS = {"a": "198.51.100.1", "b": "198.51.100.2", "c": "198.51.100.3"}
+WIRE = """
+hostnamectl hostname {name}
+printf '[Match]\nName=vec0\n[Network]\nAddress={address}/24\n' > /etc/systemd/network/wire.network
+networkctl reload
+for service in db api guest; do niso remove $service; done
+niso net remove backend || true
+mkdir -p /root/{name}
+cat > /root/{name}/manifest.toml <<'END'
+{manifest}[network]
+network = "span"
+ports = ["8080:80"]
+policy.allow_from = ["{friend}"]
+END
+sync
+"""
+
+
+@pytest.fixture
+def hosts() -> Iterator[dict[str, Machine]]:
+    """Return three machines on one wire, without the shop, and with a service each to activate."""
+    if NAMES != ["uml"]:
+        pytest.skip("the network of three machines is that of user-mode kernels")
+    found: dict[str, Machine] = {}
+    try:
+        for number, (end, (name, address)) in enumerate(
+            zip(connect(len(HOSTS)), HOSTS.items(), strict=True), 1
+        ):
+            one = copy_of("uml", f"host-{name}")
+            assert isinstance(one, UserModeMachine)
+            one.wire, one.number = end, number
+            found[name] = one
+            assert one.boot().strip() == "running", one.sh("systemctl --failed", check=False)
+            friend = "a" if name != "a" else "b"
+            manifest = MANIFEST.format(name=name, port=80)
+            text = WIRE.format(name=name, address=address, manifest=manifest, friend=friend)
+            one.sh(text, limit=60)
+        yield found
+    finally:
+        for one in found.values():
+            one.cut_power()
+            one.disk.unlink(missing_ok=True)
+
+
+def join(first: Machine, host: Machine, name: str, how: str = "") -> str:
+    """Let a host join the cluster, or with `how` renew its certificates and its keys."""
+    where = how or f"--address {HOSTS[name]}"
+    invitation = first.run("sh", "-c", f"niso cluster invite {name} {where} | cat", limit=30)
+    return host.run("niso", "cluster", "join", "-", text=invitation, limit=60)
+
+
+def fetches(machine: Machine, service: str, target: str) -> bool:
+    """Say whether a service can fetch a page of another by its name."""
+    fetch = ("busybox", "wget", "-q", "-T", str(int(SLOW)), "-O", "-", f"http://{target}/hostname")
+    return target in machine.run("niso", "exec", service, "--", *fetch, limit=20, check=False)
+
+
+def test_cluster(hosts: dict[str, Machine]) -> None:
+    """Three machines with the kernel's WireGuard; one loses its power during an activation."""
+    a, b, c = hosts.values()
+    for address in HOSTS.values():
+        a.wait(f"ping -c 1 -W 1 {address}")
+    a.run("niso", "cluster", "init", "--encrypt", "--name", "a", "--address", HOSTS["a"], limit=60)
+    for name in ("b", "c"):
+        join(a, hosts[name], name)
+    a.wait("test $(niso cluster status | grep -c ' 0s$') = 3", limit=60)
+    assert "WireGuard (kernel)" in a.run("niso", "cluster", "status")
+    a.run("niso", "net", "create", "span", "--span", "--subnet", "10.99.7.0/24", limit=30)
+    for name in ("a", "b", "c"):
+        hosts[name].run("niso", "activate", f"/root/{name}", limit=60)
+    for name, host in hosts.items():
+        host.wait(f"niso exec {name} -- busybox grep -w c /etc/hosts", limit=30)
+    assert_cluster(hosts)
+    join(a, b, "b", "--renew")
+    a.wait("niso cluster status | grep -q '^b .* 0s$'", limit=30)
+    assert_cluster(hosts)
+
+    b.sh("sed -i 's/1.0.0/2.0.0/; s/8080:80/8081:80/' /root/b/manifest.toml; sync")
+    b.send("niso", "activate", "/root/b", limit=60)
+    time.sleep(random.uniform(0.1, 0.6) * SLOW / 4)
+    b.cut_power()
+    a.wait("niso cluster status | grep -q '^b .*gone'", limit=60)
+    assert fetches(c, "c", "a")
+    b.boot()
+    a.wait("niso cluster status | grep -q '^b .*alive.* 0s$'", limit=60)
+    say("check after the power cut: " + b.run("niso", "net", "check", limit=30, check=False)[:300])
+    b.run("niso", "activate", "/root/b", limit=60)
+    assert b.run("niso", "net", "repair", limit=60)
+    assert_cluster(hosts)
+
+
+def assert_cluster(hosts: dict[str, Machine]) -> None:
+    """Check names, addresses, policies and WireGuard between the services of three machines."""
+    assert fetches(hosts["a"], "a", "b")
+    assert fetches(hosts["a"], "a", "c")
+    assert fetches(hosts["b"], "b", "a")
+    assert not fetches(hosts["b"], "b", "c")
+    for host in hosts.values():
+        assert host.run("niso", "net", "check", limit=30).startswith("OK")
+        assert host.sh("wg show all latest-handshakes | wc -l").strip() == "2"
+
+
 if __name__ == "__main__":
-    found, options = prepare(sys.argv[1])
-    copy = CACHE / f"{sys.argv[1]}.shell.qcow2"
-    shutil.copyfile(found, copy)
-    Machine(sys.argv[1], copy, options, ports=(8080,)).interact("ready")
+    copy_of(sys.argv[1], "shell").interact("ready")
