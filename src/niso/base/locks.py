@@ -157,16 +157,16 @@ def open_lock(name: str) -> int:
 
 
 class Lock:
-    """A context manager that holds niso's global lock while a change is planned and written.
+    """A context manager that takes niso's global lock while a change is planned and written.
 
-    Code in the block must never wait for another process. If another process still holds the lock
+    Code in the block must never wait for another process. If another process still has the lock
     after ``at_most_s`` seconds, the block runs without the lock. With ``required``, Busy is raised
     instead.
 
-    Raises RuntimeError if this thread already holds the lock, because it would wait for itself.
-    There is one exception: if an interrupt (KeyboardInterrupt) prevented the release of the lock,
-    the next block of this thread releases the lock and takes it again. The code that undoes the
-    change needs this.
+    Raises RuntimeError if this thread already has the lock, because it would wait for itself. There
+    is one exception: if an interrupt (KeyboardInterrupt) prevented the release of the lock, the
+    next block of this thread releases the lock and takes it again. The code that undoes the change
+    needs this.
     """
 
     _last: dict[int, ref[Lock]] = {}  # noqa: RUF012

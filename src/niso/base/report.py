@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         """A progress event: a step that is about to run, or something that has happened."""
 
         def describe(self) -> str:
-            """Return the event as text for users: one line for each command of a step."""
+            """Return the event as text for users. A step has one line for each of its commands."""
 
 else:
     Event = object  # a Protocol would import typing

@@ -184,7 +184,7 @@ def _flush(
             if can and is_all:
                 _delete_by(kernel, ours)  # delete entries that packets in transit have created
                 return deleted
-        # Each dump walks the whole table. With few entries a single walk of all is the cheapest.
+        # Each dump reads the complete table. With few entries, one dump of all is the fastest.
         if _GIVEN * count < (len(filters) - 1) * (_WALK + _SKIPPED * count):
             filters = [nfgenmsg(socket.AF_UNSPEC)]
         began = time.monotonic()

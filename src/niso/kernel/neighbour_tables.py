@@ -149,7 +149,7 @@ def new_fdb_entry(port_index: int, mac: str, own: str = "") -> list[Message]:
 
 
 def add_fdb_entry(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
-    """Add the entry of `new_fdb_entry`, or replace an existing entry for ``mac``.
+    """Add or replace the static entry that makes a bridge send frames for ``mac`` to a port.
 
     Raises KernelError with EADDRINUSE if ``mac`` is the bridge's own MAC, because services could
     then no longer reach the host. For a new port, the same error is raised if ``mac`` is the MAC of

@@ -412,7 +412,7 @@ class Dropped(NamedTuple):
     chain: str
     rule: str  # the text of the rule; "" for a chain's policy
     headers: bytes  # the start of the packet, from the IP header on
-    length: int  # the length of the whole packet in bytes
+    length: int  # the full length of the packet in bytes
 
 
 def _packet(network: bytes, transport: bytes) -> tuple[bytes, int]:

@@ -532,7 +532,7 @@ def left_s(since: int, until: int, now: float) -> float:
 
 
 def timeout_s(value: tuple[Any, ...], now: float) -> float:
-    """Return `left_s` of an audit period ``value`` (since, until), or 0 if ``value`` is empty."""
+    """Return the remaining seconds of an audit period (since, until), or 0 if it is ()."""
     return left_s(value[0], value[1], now) if value[1:] else 0
 
 

@@ -215,7 +215,7 @@ class Kernel:
             return sockets.connections()
 
     def listeners_in(self, name: str, proto: str) -> list[Listener] | None:
-        """Return `sockets.listeners` of a namespace, or None if the namespace does not exist."""
+        """Return the `sockets.listeners` in a namespace, or None if it does not exist."""
         if not netns.exists(name):
             return None
         with inside(name):
@@ -228,7 +228,9 @@ class Kernel:
             return sockets.destroy()
 
     def measured_in(self, name: str) -> list[Measured]:
-        """Return `sockets.measured` of a namespace, or [] if the namespace does not exist."""
+        """Return the TCP connections in a namespace (`sockets.measured`), or [] if it does not
+        exist.
+        """
         if not netns.exists(name):
             return []
         with inside(name):
@@ -296,7 +298,7 @@ class Kernel:
     socket_holders = staticmethod(sockets.holders)
 
     def foreign_nat(self) -> dict[str, int]:
-        """Return the IPv4 SNAT chains of other programs, as `ForeignChains.nat4` does."""
+        """Return {IPv4 SNAT chain of another program: number of rules} (`ForeignChains.nat4`)."""
         with self.foreign_chains() as source:
             return source.nat4()
 

@@ -513,7 +513,7 @@ def new_address(
 
 
 def new_route(destination: str, gateway: str, index: int, metric: int = 0) -> Message:
-    """Return the message for `Rtnl.add_route`. If an equal route exists, the answer is EEXIST."""
+    """Return the message that adds a route (`Rtnl.add_route`). An equal route must not exist."""
     what = f"add route {destination} via {gateway or 'link'} {index}"
     body = _route(destination, gateway, index, BOOT)
     body += u32(RTA_PRIORITY, metric) if metric else b""

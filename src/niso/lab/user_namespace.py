@@ -106,7 +106,7 @@ def _write_maps(pid: int, maps: dict[str, Map]) -> str:
 
 
 def _run_newuidmap(pid: int, maps: dict[str, Map]) -> str:
-    """Write the id maps as `_write_maps` does, but by newuidmap(1), without capabilities."""
+    """Write the id maps of ``pid`` by newuidmap(1), without capabilities. Return "" or an error."""
     for kind, lines in maps.items():
         numbers = [str(number) for line in lines for number in line]
         command = [f"new{kind}map", str(pid), *numbers]

@@ -77,7 +77,7 @@ def before(sysctl: str, value: str) -> list[Element]:
 
 
 def sysctl_before(element: Element) -> tuple[str, str]:
-    """Return (sysctl, value) from an element that `before` has returned."""
+    """Return the (sysctl, value) that an element of `before` records."""
     link, what, value = element.fields
     if what == "ip_forward":
         return "net/ipv4/ip_forward", value

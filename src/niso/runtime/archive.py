@@ -490,12 +490,12 @@ class _Place:
         self._files = disk.f_favail if disk.f_files else sys.maxsize  # Btrfs has no limit
 
     def take_file(self) -> None:
-        """Count a file to be created. Raises Error if the disk has no inode or space for it."""
+        """Subtract a new file from the free inodes and bytes. Raises Error if too few are left."""
         self._files -= 1
         self.take(512)
 
     def take(self, size: int) -> None:
-        """Count ``size`` bytes to be written. Raises Error if the disk has too little space."""
+        """Subtract ``size`` bytes from the free ones. Raises Error if too few are left."""
         self._left -= size
         if self._left < 0 or self._files < 0:
             reason = f"needs more space than {self._top} has"

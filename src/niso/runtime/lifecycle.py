@@ -563,8 +563,9 @@ def swap(spec: ProcessSpec) -> None:
 
 
 def _swap_in_child(pidfd: int, tree: int, device: int) -> str:
-    """Call `_swap` in the mount namespace of the process ``pidfd``, in a forked child. ``tree`` and
-    ``device`` are the arguments of `_swap`. Returns an error message, or "" after success.
+    """Replace the mount of the hosts folder in the mount namespace of the process ``pidfd``, by
+    `_swap` in a forked child. ``tree`` is the new mount, and ``device`` the st_dev of the previous
+    mount. Returns an error message, or "" after success.
     """
     with signals_blocked():
         read, write = os.pipe()

@@ -97,7 +97,7 @@ def read(
 def records(
     service: str, last: int | None, follow: bool, since: float | None
 ) -> Iterator[Record | None]:
-    """Yield the records for `read`. With ``follow``, yield None between old and new records."""
+    """Yield the log records for `read`. With ``follow``, None separates old from new records."""
     files = _open_files(f"{paths.log_dir(service)}/{LOG_NAME}")
     try:
         start, offset = (0, 0) if last is None else _tail(files, last)

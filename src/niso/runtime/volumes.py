@@ -166,10 +166,10 @@ def give_to_service(spec: ProcessSpec, report: Report = silent) -> None:
     """Change the owner of named volumes to the service's user if another service owns them.
 
     The uid can differ after volumes were moved from another host, or after the store was lost. A
-    volume's name shows to which service it belongs. Only files whose uid or gid is in SERVICE_UIDS
-    get another owner. Volumes that are paths of the host stay unchanged. If the manifest names a
-    user, no file is changed, because a rollback could not restore the owner. The service must not
-    run. Raises Error.
+    volume's name shows to which service it belongs. Only files that belong to a uid or gid of
+    services (`SERVICE_UIDS`) get another owner. Volumes that are paths of the host stay unchanged.
+    If the manifest names a user, no file is changed, because a rollback could not restore the
+    owner. The service must not run. Raises Error.
     """
     for volume in spec.volumes if spec.uid in SERVICE_UIDS else ():
         if not volume.named or volume.source is None or not os.path.isdir(volume.source):

@@ -334,9 +334,10 @@ class Kind(Generic[T]):
 
     def batch(self, step: Step[T], writer: Writer) -> Hashable:
         """Return the key of the group that a step belongs to. Consecutive steps with the same key
-        are passed to `write` in one call. A step with the key None is written alone. `TOGETHER` is
-        the key of steps that `messages` executes. Such steps form one group for each namespace,
-        even if they are of different kinds. `write` passes the group to `Writer.send`.
+        are passed to `write` in one call. A step with the key None is written alone. Steps with the
+        key `TOGETHER` are executed by their rtnetlink messages (`messages`): they form one group
+        for each namespace, even if they are of different kinds, which `write` passes to
+        `Writer.send`.
         """
         return None
 
