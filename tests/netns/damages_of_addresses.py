@@ -245,25 +245,6 @@ ADDRESSES: dict[str, Damage] = {
         ],
         stack="dual",
     ),
-    "routing rules of a subnet gone": damage(
-        "RoutingRule missing",
-        lambda w: w.ip(
-            "rule delete iif lo to 10.99.1.0/24 priority 1",
-            "rule delete to 10.99.1.0/24 priority 2",
-        ),
-        missing=[
-            r"^IPv4 routing rule from the host to 10\.99\.1\.0/24$",
-            r"^IPv4 routing rule to 10\.99\.1\.0/24$",
-        ],
-    ),
-    "routing rule of a subnet that does not hold": damage(
-        "RoutingRule.drift",
-        lambda w: w.ip(
-            "rule delete to 10.99.1.0/24 priority 2",
-            "rule add to 10.99.1.0/24 priority 2 fwmark 0/0x40000000 table main protocol 78",
-        ),
-        different=r"^IPv4 routing rule to 10\.99\.1\.0/24$",
-    ),
     "routing rule too many": damage(
         "RoutingRule foreign",
         lambda w: w.ip("rule add iif niso-extra priority 1 prohibit protocol 78"),

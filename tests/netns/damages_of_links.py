@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
 from damage import API, API1, OWN_MAC, SHAPED, Damage, damage
+from services import UNFILTER
 
 from niso.base.names import BRIDGE_GROUP
 
@@ -183,6 +186,11 @@ LINKS: dict[str, Damage] = {
         lambda w: w.sh(f'{BRIDGE_MAC} bridge fdb replace "$mac" dev "$1" master static', w.port),
         different=r"^bridge niso-backend$",
         foreign=r"^forwarding entry \S+ of bridge port niapi-\S+$",
+    ),
+    "bridge without its filter": damage(
+        "Bridge.filtered",
+        lambda w: w.run(sys.executable, "-c", UNFILTER, "niso-backend"),
+        different=r"^bridge niso-backend$",
     ),
     "bridge not tracked": damage(
         "Bridge.tracked4",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -345,3 +346,15 @@ def busybox_rootfs(lab: Lab, folder: str) -> str:
     )
     lab.path(f"{folder}/etc/group").write_text("root:x:0:\nweb:x:44:\nextra:x:55:web\n")
     return folder
+
+
+UNFILTER = """\
+import socket, struct, sys
+from niso.kernel.proc_sys import _bpf
+_bpf(9, struct.pack("=IIII16x", socket.if_nametoindex(sys.argv[1]), 0, 47, 8))
+"""
+
+
+def unfilter(lab: Lab, bridge: str) -> None:
+    """Remove the filter of a bridge (BPF_PROG_DETACH of bpf(2))."""
+    lab.run(sys.executable, "-c", UNFILTER, bridge)

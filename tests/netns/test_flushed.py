@@ -7,7 +7,7 @@ import re
 import pytest
 from conftest import Lab, Process
 from generations import Generations
-from services import CLIENT, HOST, idle, on, package, pings
+from services import CLIENT, HOST, idle, on, package, pings, unfilter
 
 SERVER = """\
 import contextlib, socket, sys
@@ -175,10 +175,26 @@ def arrived(lab: Lab) -> int:
     return sum(map(int, found.values()))
 
 
-@pytest.mark.parametrize("damage", ["flush", "inet table", "reload"])
-def test_nothing_from_outside_arrives_while_all_rules_are_flushed(host: Lab, damage: str) -> None:
-    """A machine with routes to the subnets reaches no service: the routing rules are left, and refuse."""
+@pytest.mark.parametrize(
+    ("damage", "guard"),
+    [(damage, "filter") for damage in ("flush", "inet table", "reload")] + [("flush", "rules")],
+)
+def test_nothing_from_outside_arrives_while_all_rules_are_flushed(
+    host: Lab, damage: str, guard: str
+) -> None:
+    """A machine with routes to the subnets reaches no service: the bridge's filter drops its packets.
+
+    Where the kernel has no filters, routing rules refuse them.
+    """
     api, api6 = "10.99.1.2", "fd00:1::2"
+    rules = "ip rule; ip -6 rule"
+    if guard == "filter":
+        assert "proto 78" not in host.run("sh", "-c", rules).stdout
+    else:
+        host.run("sh", "-c", WITHOUT_BPF)
+        unfilter(host, "niso-backend")
+        host.niso("net", "repair")
+        assert host.run("sh", "-c", rules).stdout.count("proto 78") == 4
     host.run("ip", "route", "add", "10.99.1.0/24", "via", HOST, netns="client")
     host.run("ip", "route", "add", "fd00:1::/64", "via", HOST6, netns="client")
     host.run("nft", "-f", "-", input=DAMAGE[damage])
@@ -204,9 +220,23 @@ def test_nothing_from_outside_arrives_while_all_rules_are_flushed(host: Lab, dam
     before = arrived(host)
     assert [Talker(host, "client", to, 5300).ask("away") for to in inwards[:2]] == ["-"] * 2
     assert arrived(host) == before
+    if guard == "filter":  # without it they would
+        unfilter(host, "niso-backend")
+        others = [Talker(host, "client", to, 5400 + i) for i, to in enumerate(inwards)]
+        assert all(each.ask("in").startswith("in ") for each in others)
+        found = host.niso("net", "check", check=False).stdout
+        assert "bridge niso-backend (its filter is missing" in found
     host.niso("net", "repair")
     assert host.niso("net", "check").returncode == 0
 
+
+WITHOUT_BPF = """\
+set -e
+mkdir -p /tmp/kernel/random
+cat /proc/sys/kernel/random/boot_id > /tmp/kernel/random/boot_id
+mount --bind /tmp/kernel /proc/sys/kernel
+"""
+"""Makes the kernel look as if it had no bpf(2)."""
 
 CONNECT = """\
 import socket, sys

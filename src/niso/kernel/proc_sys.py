@@ -1,8 +1,13 @@
-"""Read and write sysctls of the caller's network namespace; load the kernel module br_netfilter.
+"""Read and write sysctls of the caller's network namespace; load br_netfilter, and bridge filters.
 
 See proc_sys_net(5) and ip-sysctl.rst. The parts of a sysctl's name are separated by slashes, since
 the name of an interface may contain dots: "net/ipv4/conf/eth0.7/forwarding". The kernel itself
 loads most kernel modules on demand, but not br_netfilter. Functions raise KernelError.
+
+A bridge filter is an eBPF program that the kernel runs for each packet that it sends to a bridge.
+Unlike nftables rules, no program flushes it. The filter drops packets of other machines without the
+packet mark that niso's rules set. A routing rule (ip-rule(8)) could drop them too, but the first
+rule makes each route look-up of the host slower, until the host restarts (fib_has_custom_rules).
 """
 
 from __future__ import annotations
@@ -10,10 +15,14 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
+from struct import pack, unpack_from
+from types import ModuleType
 
 from niso.base import paths, signals
 from niso.base.errors import KernelError
+from niso.base.native import socket
 from niso.kernel.netlink import refused, refusing
+from niso.kernel.policy_rules import CHECKED
 
 # --- sysctls --------------------------------------------------------------------------------------
 
@@ -128,10 +137,8 @@ def _own_sys() -> int:
         has_few = True
     if has_few:
         return os.open(_SYS, _FOLDER)
-    import ctypes
-
     read_only = os.statvfs(f"{_SYS}/net").f_flag & os.ST_RDONLY
-    libc = ctypes.CDLL(None, use_errno=True)
+    libc = _ctypes().CDLL(None, use_errno=True)
     context = -1 if read_only else libc.syscall(_FSOPEN, b"proc", 1)
     if context >= 0:
         try:
@@ -145,6 +152,12 @@ def _own_sys() -> int:
             finally:
                 os.close(mount)
     return os.open(_SYS, _FOLDER)
+
+
+def _ctypes() -> ModuleType:
+    import ctypes
+
+    return ctypes
 
 
 def _check(name: str) -> None:
@@ -191,3 +204,97 @@ def load_bridge_netfilter() -> None:
         )
     for name in _GLOBAL:
         write(f"{BRIDGE_NETFILTER}/{name}", "0")
+
+
+# --- filters of bridges ---------------------------------------------------------------------------
+
+_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280}  # the number of bpf(2), asm/unistd.h
+_PROG_LOAD, _PROG_ATTACH, _PROG_GET_FD_BY_ID, _OBJ_GET_INFO_BY_FD, _PROG_QUERY = 5, 8, 13, 15, 16
+_SCHED_CLS, _TCX_EGRESS, _FIRST = 3, 47, 1 << 3  # BPF_PROG_TYPE_*, BPF_*, BPF_F_BEFORE
+_HAS_TCX = (6, 6)
+_MOST_FILTERS = 64  # BPF_MPROG_MAX
+_NAME = b"niso_filter_1"
+_MARK, _IIF = 8, 36  # offsets of mark and ingress_ifindex in struct __sk_buff
+
+# (operation, destination and source register, offset of a jump or field, value)
+_FILTER = b"".join(
+    pack("=BBhi", *instruction)
+    for instruction in (
+        (0x61, 0x10, _MARK, 0),  # r0 = the packet mark
+        (0x54, 0x00, 0, int(CHECKED, 16)),
+        (0x55, 0x00, 3, 0),  # accepted by niso's rules
+        (0x61, 0x10, _IIF, 0),  # r0 = the input interface; the host's own packets have none
+        (0x15, 0x00, 1, 0),
+        (0x05, 0x00, 2, 0),
+        (0xB7, 0x00, 0, -1),  # r0 = TCX_NEXT
+        (0x95, 0x00, 0, 0),
+        (0xB7, 0x00, 0, 2),  # r0 = TCX_DROP
+        (0x95, 0x00, 0, 0),
+    )
+)
+
+
+def can_filter() -> bool:
+    """Return whether this kernel has bridge filters, and lets this process load them."""
+    machine = os.uname()
+    release = tuple(int(f"0{number}") for number in machine.release.split("-")[0].split(".")[:2])
+    return (
+        machine.machine in _BPF
+        and release >= _HAS_TCX
+        and os.path.exists(f"{_SYS}/kernel/unprivileged_bpf_disabled")  # CONFIG_BPF_SYSCALL
+        and not paths.in_user_namespace()
+    )
+
+
+def is_filtered(link: str) -> bool:
+    """Return whether a bridge has niso's filter."""
+    ctypes = _ctypes()
+    found = (ctypes.c_uint32 * _MOST_FILTERS)()
+    with refusing(f"read the filters of bridge '{link}'"):
+        index, to = socket.if_nametoindex(link), ctypes.addressof(found)
+        _, answer = _bpf(
+            _PROG_QUERY, pack("=IIIIQI36x", index, _TCX_EGRESS, 0, 0, to, _MOST_FILTERS)
+        )
+        for number in found[: unpack_from("=I", answer, 24)[0]]:
+            fd, _ = _bpf(_PROG_GET_FD_BY_ID, pack("=III", number, 0, 0))
+            info = ctypes.create_string_buffer(128)  # struct bpf_prog_info
+            try:
+                _bpf(_OBJ_GET_INFO_BY_FD, pack("=IIQ", fd, len(info), ctypes.addressof(info)))
+            finally:
+                os.close(fd)
+            if info.raw[64:80].rstrip(b"\0") == _NAME:
+                return True
+    return False
+
+
+def filter_bridge(link: str) -> None:
+    """Give a bridge niso's filter, if it has none. It passes packets of the host itself, and those
+    with the packet mark `CHECKED`. The kernel deletes the filter with the bridge.
+    """
+    if not can_filter() or is_filtered(link):
+        return
+    ctypes = _ctypes()
+    program, license_ = (ctypes.create_string_buffer(text) for text in (_FILTER, b""))
+    code = (len(_FILTER) // 8, ctypes.addressof(program), ctypes.addressof(license_))
+    what = f"add the filter of bridge '{link}'"
+    with refusing(what):
+        signals.hit(what)
+        fd, _ = _bpf(_PROG_LOAD, pack("=IIQQ24x16s", _SCHED_CLS, *code, _NAME))
+        try:
+            place = (socket.if_nametoindex(link), fd, _TCX_EGRESS, _FIRST)
+            _bpf(_PROG_ATTACH, pack("=IIII16x", *place))
+        finally:
+            os.close(fd)
+
+
+def _bpf(command: int, attributes: bytes) -> tuple[int, bytes]:
+    """Call bpf(2), and return (its result, the attributes as the kernel has changed them). Raises
+    OSError.
+    """
+    ctypes = _ctypes()
+    buffer = ctypes.create_string_buffer(attributes, len(attributes))
+    libc = ctypes.CDLL(None, use_errno=True)
+    result = libc.syscall(_BPF[os.uname().machine], command, buffer, len(attributes))
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result, buffer.raw

@@ -155,8 +155,9 @@ class Rtnl(netlink.Netlink):
         mac: str | None = None,
         call_iptables: bool = False,
         call_ip6tables: bool = False,
+        up: bool = True,
     ) -> None:
-        """Create a bridge and set it up, without STP, multicast snooping and link-local address.
+        """Create a bridge, without STP, multicast snooping and link-local address.
 
         If ``mac`` is None, the bridge gets a random MAC, which never changes. By default a bridge
         takes the lowest MAC of its ports, which would change while services have it in their
@@ -182,7 +183,7 @@ class Rtnl(netlink.Netlink):
             # only a change counts as set by hand. The kernel does not adapt an MTU set by hand to
             # the ports' MTUs, and need not walk all ports (br_mtu_auto_adjust)
             alias_data(alias) + u32(IFLA_MTU, mtu),
-            raise_up(name, index),
+            *((raise_up(name, index),) if up else ()),
         )
 
     def add_veth(  # noqa: PLR0913  # settings, by keyword

@@ -728,6 +728,7 @@ table inet niso {{
 	chain kept {{
 		type filter hook postrouting priority srcnat + 1; policy accept;
 		{LEAVES}
+		meta oifgroup {BRIDGE_GROUP} iif != 0 meta mark set meta mark | {CHECKED} comment "for the bridge's filter; without iif it is a bridged frame"
 		ct state established,untracked accept
 		meta mark & {REMAPPED} != 0 goto remapped
 		meta oifgroup {BRIDGE_GROUP} accept

@@ -8,7 +8,7 @@ rules set are exempt from the routing rule, because the nftables rules have alre
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.kernel import rtnetlink
@@ -17,12 +17,14 @@ from niso.kernel.kinds.kind import (
     Kind,
     Reading,
     Space,
+    State,
     Step,
     existing,
     in_netns,
     inside,
 )
 from niso.kernel.link_records import prefix
+from niso.kernel.proc_sys import can_filter
 from niso.kernel.rtnetlink import KERNEL, NOWHERE, selector
 
 if TYPE_CHECKING:
@@ -300,6 +302,15 @@ class _RoutingRules(Kind[RoutingRule], of=RoutingRule):
             return add
         delete = f"{start} delete {selector(rule.name)}"
         return delete if step.action == "delete" else f"{delete} && {add}"
+
+    def possible(
+        self, want: State, before: State | None, sysctl: Callable[[str], str | None]
+    ) -> frozenset[RoutingRule]:
+        """Return the desired routing rules. Those to subnets are left out if the kernel has bridge
+        filters, which do the same, since any routing rule makes the host's route look-ups slower.
+        """
+        rules = want[RoutingRule]
+        return frozenset(r for r in rules if "/" not in r.name) if can_filter() else rules
 
     def claimed(self, reading: Reading) -> Iterable[RoutingRule]:
         return (

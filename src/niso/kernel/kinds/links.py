@@ -24,7 +24,13 @@ from niso.kernel.link_records import ARP_OFF, ARP_OFF_INSIDE, GROUPS, NEW_PORT, 
 from niso.kernel.neighbour_tables import is_fixed
 from niso.kernel.netns import open_fd
 from niso.kernel.nft_elements import Element
-from niso.kernel.proc_sys import bridge_netfilter_acts, load_bridge_netfilter
+from niso.kernel.proc_sys import (
+    bridge_netfilter_acts,
+    can_filter,
+    filter_bridge,
+    is_filtered,
+    load_bridge_netfilter,
+)
 from niso.kernel.rtnetlink import Rtnl
 from niso.kernel.ruleset import BRIDGE, INET
 
@@ -40,7 +46,8 @@ class Bridge(NamedTuple):
     differ from niso's (kernel/link_records.py). ``takes_own`` says whether the forwarding database
     has a local entry for the bridge's own MAC. This entry, which the kernel adds with the bridge,
     makes the bridge pass frames up to the host. If the entry is missing or leads to a port,
-    services can reach neither the host nor networks behind it.
+    services can reach neither the host nor networks behind it. ``filtered`` says whether the bridge
+    has niso's filter, or the kernel has no such filters (kernel/proc_sys.py).
     """
 
     name: str
@@ -52,6 +59,7 @@ class Bridge(NamedTuple):
     mac: str = ""
     drift: str = ""
     takes_own: bool = True
+    filtered: bool = True
 
     def key(self) -> tuple[str, ...]:
         return (self.name,)
@@ -62,6 +70,7 @@ class _Bridges(Kind[Bridge], of=Bridge):
     field_texts = (
         ("drift", "non-default settings: {}"),
         ("takes_own", "its forwarding entry for its own MAC is missing or leads to a port"),
+        ("filtered", "its filter is missing: after a flush of nftables it would be open to others"),
     )
     parent_name_format = "link //{0.name}"
 
@@ -121,7 +130,11 @@ class _Bridges(Kind[Bridge], of=Bridge):
             f"{name} {30000 if name == 'ageing_time' else 0}" for name in names if name != "arp"
         )
         command = f"ip link set {bridge.name} mtu {bridge.mtu}{address}{arp} up {tracked}"
-        return " ".join((command, *usual)) + ("" if actual.takes_own else local)
+        command = " ".join((command, *usual)) + ("" if actual.takes_own else local)
+        loads = f"load the filter of bridge {bridge.name}"
+        if actual._replace(filtered=True) == bridge:
+            return loads
+        return command if actual.filtered else f"{command}; {loads}"
 
     def conditions(self, obj: Bridge, actual: Bridge) -> Iterable[str]:
         if actual.mac != obj.mac or ARP_OFF in actual.drift:
@@ -137,14 +150,16 @@ class _Bridges(Kind[Bridge], of=Bridge):
             link = space.own_link(name)
             if link is not None:
                 reading = space.reading
-                # no command of niso replaces the entry, so it is read for check and repair alone
-                takes_own = True
+                # no command of niso replaces the entry or the filter, so they are read for check
+                # and repair alone
+                takes_own = filtered = True
                 if reading.everything or reading.with_strays:
                     takes_own = (link.index, link.mac, True) in space.bridge_table(link.index)
+                    filtered = not can_filter() or is_filtered(link.name)
                 tracked = (link.call_iptables, link.call_ip6tables)
                 if any(tracked) and not bridge_netfilter_acts():
                     tracked = (False, False)  # the module was removed
-                own = (*tracked, link.mac, link.drift, takes_own)
+                own = (*tracked, link.mac, link.drift, takes_own, filtered)
                 yield Bridge(link.name, link.mtu, link.alias, link.up, *own)
 
     def write(self, writer: Writer, steps: Sequence[Step[Bridge]]) -> None:
@@ -166,12 +181,17 @@ class _Bridges(Kind[Bridge], of=Bridge):
                 mac=bridge.mac or None,
                 call_iptables=bridge.tracked4,
                 call_ip6tables=bridge.tracked6,
+                up=False,
             )
+            filter_bridge(bridge.name)
+            rtnl.set_link(bridge.name, up=True)
             return
         actual = step.actual or bridge._replace(mac="")
         if actual != bridge == _in_group(actual):
             rtnl.set_group(bridge.name, BRIDGE_GROUP)
             return
+        if not (actual.filtered and actual.up):  # a killed command may have left it without
+            filter_bridge(bridge.name)
         rtnl.set_link(
             bridge.name,
             mtu=bridge.mtu,
