@@ -219,32 +219,6 @@ ADDRESSES: dict[str, Damage] = {
         ),
         foreign=r"^forwarding entry 02:00:00:00:00:01 of bridge port niapi-\S+$",
     ),
-    # --- routing rules of internal networks
-    "routing rule gone": damage(
-        "RoutingRule missing",
-        lambda w: w.ip("rule delete iif niso-inner priority 1"),
-        missing=r"^IPv4 routing rule of bridge niso-inner$",
-    ),
-    "IPv6 routing rule gone": damage(
-        "RoutingRule missing",
-        lambda w: w.ip("-6 rule delete iif niso-inner priority 1"),
-        missing=r"^IPv6 routing rule of bridge niso-inner$",
-        stack="dual",
-    ),
-    "routing rules that do not hold": damage(
-        "RoutingRule.drift",
-        lambda w: w.ip(
-            "rule delete iif niso-inner priority 1",
-            "rule add iif niso-inner priority 40000 fwmark 0/0x40000000 prohibit protocol 78",
-            "-6 rule delete iif niso-inner priority 1",
-            "-6 rule add iif niso-inner to fd00:9::/64 priority 1 table 9 protocol 78",
-        ),
-        different=[
-            r"^IPv4 routing rule of bridge niso-inner$",
-            r"^IPv6 routing rule of bridge niso-inner$",
-        ],
-        stack="dual",
-    ),
     "routing rule too many": damage(
         "RoutingRule foreign",
         lambda w: w.ip("rule add iif niso-extra priority 1 prohibit protocol 78"),

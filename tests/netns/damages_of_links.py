@@ -189,8 +189,13 @@ LINKS: dict[str, Damage] = {
     ),
     "bridge without its filter": damage(
         "Bridge.filtered",
-        lambda w: w.run(sys.executable, "-c", UNFILTER, "niso-backend"),
+        lambda w: w.run(sys.executable, "-c", UNFILTER, "niso-backend", "47"),
         different=r"^bridge niso-backend$",
+    ),
+    "bridge of an internal network without its filter": damage(
+        "Bridge.filtered",
+        lambda w: w.run(sys.executable, "-c", UNFILTER, "niso-inner", "46"),
+        different=r"^bridge niso-inner$",
     ),
     "bridge not tracked": damage(
         "Bridge.tracked4",

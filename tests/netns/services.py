@@ -351,10 +351,10 @@ def busybox_rootfs(lab: Lab, folder: str) -> str:
 UNFILTER = """\
 import socket, struct, sys
 from niso.kernel.proc_sys import _bpf
-_bpf(9, struct.pack("=IIII16x", socket.if_nametoindex(sys.argv[1]), 0, 47, 8))
+_bpf(9, struct.pack("=IIII16x", socket.if_nametoindex(sys.argv[1]), 0, int(sys.argv[2]), 8))
 """
 
 
-def unfilter(lab: Lab, bridge: str) -> None:
-    """Remove the filter of a bridge (BPF_PROG_DETACH of bpf(2))."""
-    lab.run(sys.executable, "-c", UNFILTER, bridge)
+def unfilter(lab: Lab, bridge: str, place: int = 47) -> None:
+    """Remove the filter of packets to a bridge, or from it (``place`` 46), as BPF_PROG_DETACH does."""
+    lab.run(sys.executable, "-c", UNFILTER, bridge, str(place))

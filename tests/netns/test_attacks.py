@@ -14,7 +14,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
-from services import filter_bridged
+from services import filter_bridged, unfilter
 from wire import Link, Wire, sctp_init
 
 NOT_PUBLISHED = [
@@ -390,7 +390,7 @@ def test_service_of_an_internal_network_reaches_the_host_and_its_network(
 def test_nothing_leaves_an_internal_network_when_the_rules_are_flushed(
     world: World, family: int
 ) -> None:
-    """Its routing rule holds then: to another machine, to another network; host and neighbours are reached."""
+    """Its filter holds then: to another machine, to another network; host and neighbours are reached."""
     lab, mate = world.lab, world.of["mate"]
     router, vault = world.bridge["inner"].mac, world.of["vault"]
     ways = {
@@ -414,9 +414,11 @@ def test_nothing_leaves_an_internal_network_when_the_rules_are_flushed(
 
     try:
         lab.run("nft", "flush", "ruleset")
-        lab.run("ip", f"-{family}", "rule", "flush", "protocol", "78")
-        assert reached() == {"client", "host", "vault"}  # web's bridge has a filter
-        assert f"ip -{family} rule add iif niso-inner" in lab.niso("net", "repair", "-v").stderr
+        unfilter(lab, "niso-inner", 46)
+        assert reached() == {"client", "host", "vault"}  # another filter guards web's bridge
+        unfilter(lab, "niso-frontend")
+        assert reached() == {"client", "web", "host", "vault"}
+        assert "load the filters of bridge niso-inner" in lab.niso("net", "repair", "-v").stderr
         lab.run("nft", "flush", "ruleset")
         assert reached() == {"host", "vault"}
     finally:
@@ -427,9 +429,12 @@ def test_nothing_leaves_an_internal_network_when_the_rules_are_flushed(
 def test_port_of_an_internal_network_answers_whatever_others_mark(
     world: World, family: int
 ) -> None:
-    """The rules' mark lets answers past the routing rule; others restore marks of connections before it."""
+    """The rules' mark lets packets past the filters; others set and restore marks of connections before."""
     lab, client, vault = world.lab, world.link["client"], world.link["vault"]
-    others = "chain c { type filter hook prerouting priority mangle; meta mark set ct mark; }"
+    others = "\n".join(
+        f"chain {hook} {{ type filter hook {hook} priority mangle; meta mark set {mark}; }}"
+        for hook, mark in (("prerouting", "ct mark"), ("forward", 0), ("postrouting", 0))
+    )
     lab.run("nft", "-f", "-", input=f"table inet others {{\n{others}\n}}\n")
     try:
         head = Ether(src=world.mac["client"], dst=world.host.mac)

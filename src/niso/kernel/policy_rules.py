@@ -56,8 +56,8 @@ CHECKED = "0x40000000"
 The chain ``raw`` drops packets from niso's bridges without this bit: they came through a port that
 niso did not create, or that was renamed, so that no rule of the bridge table matches its name. For
 packets from internal networks the bit is set again before routing, since mangle rules of other
-programs may overwrite it: without the bit, the routing rule of the network drops them
-(kernel/rtnetlink.py).
+programs may overwrite it: without the bit, the filter of the bridge stops them
+(kernel/proc_sys.py).
 """
 
 TRACKED = "0x8000000"

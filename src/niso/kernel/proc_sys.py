@@ -4,9 +4,9 @@ See proc_sys_net(5) and ip-sysctl.rst. The parts of a sysctl's name are separate
 the name of an interface may contain dots: "net/ipv4/conf/eth0.7/forwarding". The kernel itself
 loads most kernel modules on demand, but not br_netfilter. Functions raise KernelError.
 
-A bridge filter is an eBPF program that the kernel runs for each packet that it sends to a bridge.
-Unlike nftables rules, no program flushes it. The filter drops packets of other machines without the
-packet mark that niso's rules set. A routing rule (ip-rule(8)) could drop them too, but the first
+A bridge filter is an eBPF program, which the kernel runs for each packet that it sends to a bridge
+or receives from it. Unlike nftables rules, no program flushes it. The filters stop packets without
+the packet mark that niso's rules set. Routing rules (ip-rule(8)) can stop them too, but the first
 rule makes each route look-up of the host slower, until the host restarts (fib_has_custom_rules).
 """
 
@@ -210,28 +210,101 @@ def load_bridge_netfilter() -> None:
 
 _BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280}  # the number of bpf(2), asm/unistd.h
 _PROG_LOAD, _PROG_ATTACH, _PROG_GET_FD_BY_ID, _OBJ_GET_INFO_BY_FD, _PROG_QUERY = 5, 8, 13, 15, 16
-_SCHED_CLS, _TCX_EGRESS, _FIRST = 3, 47, 1 << 3  # BPF_PROG_TYPE_*, BPF_*, BPF_F_BEFORE
+_SCHED_CLS, _FIRST = 3, 1 << 3  # BPF_PROG_TYPE_SCHED_CLS, BPF_F_BEFORE
 _HAS_TCX = (6, 6)
 _MOST_FILTERS = 64  # BPF_MPROG_MAX
-_NAME = b"niso_filter_1"
-_MARK, _IIF = 8, 36  # offsets of mark and ingress_ifindex in struct __sk_buff
+_MARK, _PROTOCOL, _IIF = 8, 16, 36  # offsets in struct __sk_buff
+_LOAD, _STORE, _NEW_SUM = 26, 9, 10  # bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_l3_csum_replace
+_DROP, _NEXT = 2, -1  # TCX_*
 
-# (operation, destination and source register, offset of a jump or field, value)
-_FILTER = b"".join(
-    pack("=BBhi", *instruction)
-    for instruction in (
-        (0x61, 0x10, _MARK, 0),  # r0 = the packet mark
-        (0x54, 0x00, 0, int(CHECKED, 16)),
-        (0x55, 0x00, 3, 0),  # accepted by niso's rules
-        (0x61, 0x10, _IIF, 0),  # r0 = the input interface; the host's own packets have none
-        (0x15, 0x00, 1, 0),
-        (0x05, 0x00, 2, 0),
-        (0xB7, 0x00, 0, -1),  # r0 = TCX_NEXT
-        (0x95, 0x00, 0, 0),
-        (0xB7, 0x00, 0, 2),  # r0 = TCX_DROP
-        (0x95, 0x00, 0, 0),
+
+def _program(*lines: tuple[int, int, int | str, int] | str) -> bytes:
+    """Assemble eBPF code. A line is a label, or (operation, registers, offset or label, value). The
+    low half of ``registers`` is the destination, the high half the source.
+    """
+    code = [line for line in lines if not isinstance(line, str)]
+    labels, at = {}, 0
+    for line in lines:
+        if isinstance(line, str):
+            labels[line] = at
+        else:
+            at += 1
+    return b"".join(
+        pack("=BBhi", operation, registers, labels[to] - i - 1 if isinstance(to, str) else to, k)
+        for i, (operation, registers, to, k) in enumerate(code)
     )
+
+
+_UNLESS_MARKED = (
+    (0xBF, 0x16, 0, 0),  # r6 = the packet
+    (0x61, 0x10, _MARK, 0),
+    (0x54, 0x00, 0, int(CHECKED, 16)),
+    (0x55, 0x00, "next", 0),
 )
+_END = ("next", (0xB7, 0, 0, _NEXT), (0x95, 0, 0, 0), "drop", (0xB7, 0, 0, _DROP), (0x95, 0, 0, 0))
+
+
+def _call(helper: int, start: int, size: int) -> tuple[tuple[int, int, int | str, int], ...]:
+    """Return the code that copies bytes of a frame from ``start`` to the stack, or back."""
+    return (
+        (0xBF, 0x61, 0, 0),
+        (0xB7, 0x02, 0, start),
+        (0xBF, 0xA3, 0, 0),
+        (0x07, 0x03, 0, -2),
+        (0xB7, 0x04, 0, size),
+        (0xB7, 0x05, 0, 0),
+        (0x85, 0x00, 0, helper),
+        (0x55, 0x00, "drop", 0),
+    )
+
+
+_FILTERS = {
+    # drops packets to the bridge, except those of the host itself, which have no input interface
+    "niso_to_1": (
+        47,  # BPF_TCX_EGRESS
+        _program(
+            *_UNLESS_MARKED,
+            (0x61, 0x60, _IIF, 0),
+            (0x55, 0x00, "drop", 0),
+            *_END,
+        ),
+    ),
+    # gives packets from the bridge the TTL 1: the host receives them, but forwards none
+    "niso_from_1": (
+        46,  # BPF_TCX_INGRESS
+        _program(
+            *_UNLESS_MARKED,
+            (0x61, 0x60, _PROTOCOL, 0),
+            (0x15, 0x00, "ipv4", 0x0008),
+            (0x55, 0x00, "next", 0xDD86),
+            *_call(_LOAD, 14 + 24, 2),  # the destination
+            (0x69, 0xA0, -2, 0),
+            (0x15, 0x00, "next", 0x02FF),  # ff02::/16: neighbour discovery needs the hop limit 255
+            (0x57, 0x00, 0, 0xC0FF),
+            (0x15, 0x00, "next", 0x80FE),  # fe80::/10
+            (0x72, 0x0A, -2, 1),
+            *_call(_STORE, 14 + 7, 1),  # the hop limit
+            (0x05, 0x00, "next", 0),
+            "ipv4",
+            *_call(_LOAD, 14 + 8, 2),  # TTL and protocol
+            (0x69, 0xA3, -2, 0),
+            (0xBF, 0x34, 0, 0),
+            (0x57, 0x04, 0, 0xFF00),
+            (0x47, 0x04, 0, 1),
+            (0x6B, 0x4A, -2, 0),
+            (0xBF, 0x61, 0, 0),
+            (0xB7, 0x02, 0, 14 + 10),  # the checksum
+            (0xB7, 0x05, 0, 2),
+            (0x85, 0x00, 0, _NEW_SUM),
+            (0x55, 0x00, "drop", 0),
+            *_call(_STORE, 14 + 8, 2),
+            *_END,
+        ),
+    ),
+}
+"""The filters by name: those of all bridges, then those of internal networks only. The number at
+the end of a name changes with its code.
+"""
 
 
 def can_filter() -> bool:
@@ -246,45 +319,54 @@ def can_filter() -> bool:
     )
 
 
-def is_filtered(link: str) -> bool:
-    """Return whether a bridge has niso's filter."""
+def filters(link: str, internal: bool = True) -> set[str]:
+    """Return the names of niso's filters that a bridge lacks. Those of ``internal`` networks are
+    left out if the network is not internal.
+    """
+    lacking = set()
+    if can_filter():
+        for name, (place, _) in list(_FILTERS.items())[: 1 + internal]:
+            with refusing(f"read the filters of bridge '{link}'"):
+                if name not in _names(socket.if_nametoindex(link), place):
+                    lacking.add(name)
+    return lacking
+
+
+def _names(index: int, place: int) -> list[str]:
+    """Return the names of the programs at one side of a network interface. Raises OSError."""
     ctypes = _ctypes()
     found = (ctypes.c_uint32 * _MOST_FILTERS)()
-    with refusing(f"read the filters of bridge '{link}'"):
-        index, to = socket.if_nametoindex(link), ctypes.addressof(found)
-        _, answer = _bpf(
-            _PROG_QUERY, pack("=IIIIQI36x", index, _TCX_EGRESS, 0, 0, to, _MOST_FILTERS)
-        )
-        for number in found[: unpack_from("=I", answer, 24)[0]]:
-            fd, _ = _bpf(_PROG_GET_FD_BY_ID, pack("=III", number, 0, 0))
-            info = ctypes.create_string_buffer(128)  # struct bpf_prog_info
-            try:
-                _bpf(_OBJ_GET_INFO_BY_FD, pack("=IIQ", fd, len(info), ctypes.addressof(info)))
-            finally:
-                os.close(fd)
-            if info.raw[64:80].rstrip(b"\0") == _NAME:
-                return True
-    return False
-
-
-def filter_bridge(link: str) -> None:
-    """Give a bridge niso's filter, if it has none. It passes packets of the host itself, and those
-    with the packet mark `CHECKED`. The kernel deletes the filter with the bridge.
-    """
-    if not can_filter() or is_filtered(link):
-        return
-    ctypes = _ctypes()
-    program, license_ = (ctypes.create_string_buffer(text) for text in (_FILTER, b""))
-    code = (len(_FILTER) // 8, ctypes.addressof(program), ctypes.addressof(license_))
-    what = f"add the filter of bridge '{link}'"
-    with refusing(what):
-        signals.hit(what)
-        fd, _ = _bpf(_PROG_LOAD, pack("=IIQQ24x16s", _SCHED_CLS, *code, _NAME))
+    query = pack("=IIIIQI36x", index, place, 0, 0, ctypes.addressof(found), _MOST_FILTERS)
+    _, answer = _bpf(_PROG_QUERY, query)
+    names = []
+    for number in found[: unpack_from("=I", answer, 24)[0]]:
+        fd, _ = _bpf(_PROG_GET_FD_BY_ID, pack("=III", number, 0, 0))
+        info = ctypes.create_string_buffer(128)  # struct bpf_prog_info
         try:
-            place = (socket.if_nametoindex(link), fd, _TCX_EGRESS, _FIRST)
-            _bpf(_PROG_ATTACH, pack("=IIII16x", *place))
+            _bpf(_OBJ_GET_INFO_BY_FD, pack("=IIQ", fd, len(info), ctypes.addressof(info)))
         finally:
             os.close(fd)
+        names.append(info.raw[64:80].rstrip(b"\0").decode())
+    return names
+
+
+def filter_bridge(link: str, internal: bool) -> None:
+    """Give a bridge the filters that it lacks. The kernel deletes them with the bridge."""
+    ctypes = _ctypes()
+    for name in sorted(filters(link, internal)):
+        place, code = _FILTERS[name]
+        program, license_ = (ctypes.create_string_buffer(text) for text in (code, b""))
+        where = (ctypes.addressof(program), ctypes.addressof(license_))
+        what = f"add the filter {name} of bridge '{link}'"
+        with refusing(what):
+            signals.hit(what)
+            load = pack("=IIQQ24x16s", _SCHED_CLS, len(code) // 8, *where, name.encode())
+            fd, _ = _bpf(_PROG_LOAD, load)
+            try:
+                index = socket.if_nametoindex(link)
+                _bpf(_PROG_ATTACH, pack("=IIII16x", index, fd, place, _FIRST))
+            finally:
+                os.close(fd)
 
 
 def _bpf(command: int, attributes: bytes) -> tuple[int, bytes]:

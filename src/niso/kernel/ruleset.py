@@ -669,8 +669,8 @@ table inet niso {{
 	chain mark_internal {{
 		type filter hook prerouting priority dstnat + 1; policy accept;
 		meta mark & {CHECKED} != 0 accept
-		meta iifgroup {BRIDGE_GROUP} iifname @internal meta mark set meta mark | {CHECKED} comment "the routing rule of its bridge prohibits what has no mark"
-		ip daddr @subnets4 meta mark set meta mark | {CHECKED} comment "the same to a subnet"
+		meta iifgroup {BRIDGE_GROUP} iifname @internal meta mark set meta mark | {CHECKED} comment "the filter of its bridge stops what has no mark"
+		ip daddr @subnets4 meta mark set meta mark | {CHECKED} comment "for routing rules, where the kernel has no filters"
 		ip6 daddr @subnets6 meta mark set meta mark | {CHECKED}
 	}}
 
@@ -728,7 +728,7 @@ table inet niso {{
 	chain kept {{
 		type filter hook postrouting priority srcnat + 1; policy accept;
 		{LEAVES}
-		meta oifgroup {BRIDGE_GROUP} iif != 0 meta mark set meta mark | {CHECKED} comment "for the bridge's filter; without iif it is a bridged frame"
+		iif != 0 meta oifgroup {BRIDGE_GROUP} meta mark set meta mark | {CHECKED} comment "for the bridge's filter; without iif it is a bridged frame"
 		ct state established,untracked accept
 		meta mark & {REMAPPED} != 0 goto remapped
 		meta oifgroup {BRIDGE_GROUP} accept

@@ -112,7 +112,8 @@ def _network(snapshot: Snapshot, network: NetworkRecord) -> Iterator[KernelObjec
         (network.publishes or network.policed) and family in families for family in (4, 6)
     )
     mac = names.mac("", bridge, alias)
-    yield Bridge(bridge, network.mtu, alias, True, tracked4, tracked6, mac)
+    own = Bridge(bridge, network.mtu, alias, True, tracked4, tracked6, mac)
+    yield own._replace(internal=network.internal)
     words = (network.subnets, network.internal, network.observe, network.multicast)
     yield from elements.network(network.name, bridge, mac, *words)
     if network.internal:

@@ -1,9 +1,8 @@
 """Define the kinds for addresses of interfaces, routes in services, and routing rules of networks.
 
-An internal network has no connection to the outside. Routing rules (ip-rule(8)) enforce this even
-if another program flushes niso's nftables rules. The routing rule of a bridge rejects each packet
-from the bridge that is not for the host itself. Packets with the packet mark that niso's nftables
-rules set are exempt from the routing rule, because the nftables rules have already accepted them.
+Routing rules (ip-rule(8)) remain when another program flushes niso's nftables rules. They refuse
+packets from internal networks and to all networks, except packets with the packet mark that niso's
+nftables rules set. They are used only where the kernel has no bridge filters (kernel/proc_sys.py).
 """
 
 from __future__ import annotations
@@ -306,11 +305,10 @@ class _RoutingRules(Kind[RoutingRule], of=RoutingRule):
     def possible(
         self, want: State, before: State | None, sysctl: Callable[[str], str | None]
     ) -> frozenset[RoutingRule]:
-        """Return the desired routing rules. Those to subnets are left out if the kernel has bridge
-        filters, which do the same, since any routing rule makes the host's route look-ups slower.
+        """Return the desired routing rules. There are none if the kernel has bridge filters, which
+        do the same: any routing rule makes the host's route look-ups slower.
         """
-        rules = want[RoutingRule]
-        return frozenset(r for r in rules if "/" not in r.name) if can_filter() else rules
+        return frozenset() if can_filter() else want[RoutingRule]
 
     def claimed(self, reading: Reading) -> Iterable[RoutingRule]:
         return (

@@ -26,9 +26,8 @@ from niso.kernel.netns import open_fd
 from niso.kernel.nft_elements import Element
 from niso.kernel.proc_sys import (
     bridge_netfilter_acts,
-    can_filter,
     filter_bridge,
-    is_filtered,
+    filters,
     load_bridge_netfilter,
 )
 from niso.kernel.rtnetlink import Rtnl
@@ -47,7 +46,8 @@ class Bridge(NamedTuple):
     has a local entry for the bridge's own MAC. This entry, which the kernel adds with the bridge,
     makes the bridge pass frames up to the host. If the entry is missing or leads to a port,
     services can reach neither the host nor networks behind it. ``filtered`` says whether the bridge
-    has niso's filter, or the kernel has no such filters (kernel/proc_sys.py).
+    has niso's filters, or the kernel cannot have them (kernel/proc_sys.py). The bridge of an
+    ``internal`` network has one more.
     """
 
     name: str
@@ -60,6 +60,7 @@ class Bridge(NamedTuple):
     drift: str = ""
     takes_own: bool = True
     filtered: bool = True
+    internal: bool = False
 
     def key(self) -> tuple[str, ...]:
         return (self.name,)
@@ -70,7 +71,7 @@ class _Bridges(Kind[Bridge], of=Bridge):
     field_texts = (
         ("drift", "non-default settings: {}"),
         ("takes_own", "its forwarding entry for its own MAC is missing or leads to a port"),
-        ("filtered", "its filter is missing: after a flush of nftables it would be open to others"),
+        ("filtered", "its filters, which stop packets after a flush of nftables, are missing"),
     )
     parent_name_format = "link //{0.name}"
 
@@ -131,7 +132,7 @@ class _Bridges(Kind[Bridge], of=Bridge):
         )
         command = f"ip link set {bridge.name} mtu {bridge.mtu}{address}{arp} up {tracked}"
         command = " ".join((command, *usual)) + ("" if actual.takes_own else local)
-        loads = f"load the filter of bridge {bridge.name}"
+        loads = f"load the filters of bridge {bridge.name}"
         if actual._replace(filtered=True) == bridge:
             return loads
         return command if actual.filtered else f"{command}; {loads}"
@@ -146,20 +147,22 @@ class _Bridges(Kind[Bridge], of=Bridge):
         return (Bridge(link.name, 0, link.alias) for link in reading.host.own_links("bridge"))
 
     def read(self, space: Space, objects: Collection[Bridge]) -> Iterable[Bridge]:
+        # whether a network is internal never changes
+        internal = {obj.name for obj in objects if obj.internal}
         for name in {obj.name for obj in objects}:
             link = space.own_link(name)
             if link is not None:
                 reading = space.reading
-                # no command of niso replaces the entry or the filter, so they are read for check
-                # and repair alone
+                # no command of niso replaces the entry or filters, so they are read for check and
+                # repair alone
                 takes_own = filtered = True
                 if reading.everything or reading.with_strays:
                     takes_own = (link.index, link.mac, True) in space.bridge_table(link.index)
-                    filtered = not can_filter() or is_filtered(link.name)
+                    filtered = not filters(name, name in internal)
                 tracked = (link.call_iptables, link.call_ip6tables)
                 if any(tracked) and not bridge_netfilter_acts():
                     tracked = (False, False)  # the module was removed
-                own = (*tracked, link.mac, link.drift, takes_own, filtered)
+                own = (*tracked, link.mac, link.drift, takes_own, filtered, name in internal)
                 yield Bridge(link.name, link.mtu, link.alias, link.up, *own)
 
     def write(self, writer: Writer, steps: Sequence[Step[Bridge]]) -> None:
@@ -183,7 +186,7 @@ class _Bridges(Kind[Bridge], of=Bridge):
                 call_ip6tables=bridge.tracked6,
                 up=False,
             )
-            filter_bridge(bridge.name)
+            filter_bridge(bridge.name, bridge.internal)
             rtnl.set_link(bridge.name, up=True)
             return
         actual = step.actual or bridge._replace(mac="")
@@ -191,7 +194,7 @@ class _Bridges(Kind[Bridge], of=Bridge):
             rtnl.set_group(bridge.name, BRIDGE_GROUP)
             return
         if not (actual.filtered and actual.up):  # a killed command may have left it without
-            filter_bridge(bridge.name)
+            filter_bridge(bridge.name, bridge.internal)
         rtnl.set_link(
             bridge.name,
             mtu=bridge.mtu,
