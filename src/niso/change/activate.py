@@ -66,9 +66,9 @@ def activate(
 ) -> list[Outcome]:
     """Activate services with their networks and processes. If one service fails, roll back all.
 
-    ``timeout_s`` (seconds) is explained at `start.run`. ``after`` maps services to {dependency:
-    state to reach}. For a ``stack``, also create its networks, record its members, and stop
-    services that were removed from its file. Raises InvalidInput, Conflict, KernelError or
+    ``timeout_s`` is the time in seconds for the start of each service. ``after`` maps services to
+    {dependency: state to reach}. For a ``stack``, also create its networks, record its members, and
+    stop services that were removed from its file. Raises InvalidInput, Conflict, KernelError or
     ProcessError after the roll-back.
     """
     if dry_run:

@@ -61,7 +61,7 @@ def release(store: Store, target: Target) -> None:
     """Record a change in progress (intent) for a service, and release ports and names.
 
     Call this for all services of a command before any `record`. One service of the command can then
-    get a port or name that another service of the command gives up. If the service changes its
+    get a port or name that another service of the command releases. If the service changes its
     networks, all its names are released, and `record` checks them on the new networks. Addresses
     are not released: until the kernel is updated, packets to them would reach the new owner.
     """

@@ -320,11 +320,11 @@ def collect(
     valid: Iterable[str] | None = None,
     report: Report = silent,
 ) -> list[str]:
-    """Detach attachments that have ended, and return their names.
+    """Detach attachments that are no longer in use, and return their names.
 
-    An attachment has ended if it is inactive, if its namespace no longer exists, or if it is a
-    Docker container without a process. With ``valid``, attachments with other ids have ended too.
-    With ``owner``, only this owner's attachments are examined.
+    These are inactive attachments, attachments whose namespace no longer exists, and Docker
+    containers without a process. With ``valid``, attachments with other ids are detached too. With
+    ``owner``, only this owner's attachments are examined.
     """
     from niso.look import check
 

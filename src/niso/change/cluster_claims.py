@@ -119,7 +119,7 @@ class ActivationClaims:
         return one is not None and one.state == STARTING and bool(instances.of(one.front, SERVING))
 
     def foresee(self, wanted: dict[str, tuple[Target, Wanted]]) -> None:
-        """Compute what `claim` would reserve, without reserving it. Raises Conflict or NoAnswer."""
+        """Compute what `claim` would reserve, for a dry run. Raises Conflict or NoAnswer."""
         for name, (target, asked) in wanted.items():
             try:
                 if self.lost is not None:

@@ -196,11 +196,11 @@ def join(
 ) -> Membership:
     """Join the cluster of an invitation. If this host is in the cluster, renew its certificates.
 
-    ``text`` is the invitation. ``member`` says whether to run an etcd member on this host. If it is
-    None, the first three hosts run etcd members. ``encrypt`` is the kind of encryption of this
-    host's traffic, or "" for the cluster's default. After an error, everything that was created is
-    removed, but a failure to start the etcd member does not undo the join. Raises InvalidInput,
-    Conflict, Error or NoAnswer.
+    ``text`` is the invitation. ``member`` is whether to run an etcd member on this host; None means
+    if fewer than three hosts do. ``encrypt`` is the kind of encryption of this host's traffic, or
+    "" for the cluster's default. After an error, everything that was created is removed, but a
+    failure to start the etcd member does not undo the join. Raises InvalidInput, Conflict, Error or
+    NoAnswer.
     """
     config.way_to_encrypt(encrypt, "--encrypt")
     invited = invitation.parsed(text)

@@ -339,15 +339,15 @@ _WITHIN_S, _PAUSE_S = 60.0, 0.5
 
 
 def ended(machine: Machine, service: str) -> None:
-    """Send no new connections to an instance whose process has ended. Errors are ignored."""
+    """Send no new connections to an instance whose process has exited. Errors are ignored."""
     with suppress(Error):  # the process is gone: its connections are refused
         leave(machine, service)
 
 
 def restarted(machine: Machine, service: str) -> None:
-    """Send connections to a restarted instance again when it is healthy, unless the agent runs.
+    """Send connections to a restarted instance again when it is healthy, within a minute.
 
-    Gives up after a minute. A running health agent does the same.
+    Does nothing if the health agent runs, because the agent does the same.
     """
     from niso.change import deploy
 

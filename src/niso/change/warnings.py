@@ -244,7 +244,7 @@ _MEMORY = ((1, 1), (1, 2), (1, 4))
 
 
 def _warn_of_devices(session: Session, process: ProcessSpec) -> None:
-    """Warn about devices with which a service can read or change the whole machine."""
+    """Warn about devices with which a service can read or change the entire machine."""
     for device in process.devices:
         try:
             found = sources.find_device(device).values()

@@ -70,9 +70,10 @@ class FlowEnd(NamedTuple):
 class Flow(NamedTuple):
     """All flows from one address to one port of another address, after DNAT.
 
-    Either all of these flows passed, or all were dropped (``was_dropped``). If a service at one end
-    no longer exists (``gone``), its policy is unknown. The fields of the policy entry are then
-    None, unless the kernel dropped the flow before it evaluated the receiver's policy.
+    Either all of these flows passed, or all were dropped (``was_dropped``). If the service of the
+    source or destination no longer exists (``gone``), its policy is unknown. The fields of the
+    policy entry are then None, unless the kernel dropped the flow before it evaluated the
+    receiver's policy.
     """
 
     from_: FlowEnd  # source of the flows
@@ -105,7 +106,7 @@ class Flow(NamedTuple):
 
     @property
     def gone(self) -> bool:
-        """True if the service at one end of the flows no longer exists."""
+        """True if the service of the source or destination no longer exists."""
         # only flows of services are recorded, so one of two unknown addresses was a service's
         ends = (self.from_, self.to)
         return any(end.gone for end in ends) or not any(end.is_known for end in ends)
@@ -116,7 +117,7 @@ class Flow(NamedTuple):
 
     @property
     def services(self) -> frozenset[str]:
-        """The names of the services at both ends: none, one or two."""
+        """The names of the services of source and destination: none, one or two."""
         return frozenset(end.service for end in (self.from_, self.to) if end.service)
 
 
@@ -667,7 +668,7 @@ Total = tuple[str, str, int, str, str]  # source, destination, port, protocol an
 def totals(
     context: PolicyContext, memory: Memory, limit: int
 ) -> tuple[list[tuple[Total, int]], int]:
-    """Count flows by the names of both ends, port, protocol and verdict.
+    """Count flows by the names of source and destination, port, protocol and verdict.
 
     Returns the ``limit`` highest counts, and the number of counts that were left out.
     """

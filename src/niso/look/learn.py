@@ -84,9 +84,10 @@ def learn_flows(
 ) -> LearnedPolicy:
     """Derive a policy for a service that allows its recorded flows.
 
-    ``gap`` says why flows may be missing. If it is not "", entries of the present policy stay even
-    if no recorded flow used them. ``hidden`` are sources of which some flows were not recorded:
-    entries that allow their flows stay unchanged.
+    ``name`` and ``network`` return the names by which the policy refers to services and networks.
+    If ``gap``, the reason why flows may be missing, is not "", entries of the present policy stay
+    even if no recorded flow used them. ``hidden`` are sources of which some flows were not
+    recorded: entries that allow their flows stay unchanged.
     """
     context = context._replace(outside=context.outside_ever)
     others = [s for s in seen if s.from_.service != s.to.service]

@@ -406,7 +406,7 @@ def bounded(memory: Memory, reader: FlowReader) -> tuple[Memory, dict[Pair, int]
 
 
 def grouped(flows: Sequence[Flow]) -> list[tuple[tuple[MapEnd, MapEnd], list[Flow]]]:
-    """Group flows by port, protocol, verdict and names on the map. Return pairs (ends, flows)."""
+    """Return pairs (ends, flows): flows grouped by port, protocol, verdict and names on the map."""
     sources = _shown(flow.from_ for flow in flows)
     targets = _shown(flow.to for flow in flows)
     groups: dict[tuple[MapEnd, MapEnd, int, str, str], list[Flow]] = {}

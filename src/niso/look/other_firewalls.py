@@ -234,7 +234,7 @@ UPLINK: Bits = (bytes(16), bytes(16))
 
 
 class PacketBits(NamedTuple):
-    """A hypothetical packet with only some known properties."""
+    """A hypothetical packet, of which only some properties are specified."""
 
     what: str  # PUBLISHED, OUTWARD or WITHIN
     enters: bool  # whether the packet enters by the bridge
@@ -439,9 +439,9 @@ def _evaluate(
 ) -> tuple[bool | None, ChainVerdict | None, bool]:
     """Return whether a rule matches a packet (None if unknown), and the rule's verdict.
 
-    The third result says whether the rule matches an address or port of the packet. With
-    ``any_end``, it says whether the rule tests one. Without ``doubts``, the evaluation ends without
-    a verdict at the first expression whose value is unknown.
+    The third result is true if the rule matches an address or port of the packet, or with
+    ``any_end`` if the rule tests one. Without ``doubts``, the evaluation ends without a verdict at
+    the first expression whose value is unknown.
     """
     registers = _Registers()
     matches: bool | None = True

@@ -217,8 +217,9 @@ def ends(
 ) -> tuple[str, str]:
     """Return (source, destination): the addresses of a packet, preferably IPv4 addresses.
 
-    The addresses follow from the sender's hosts file and routes. Raises Error if no IP version has
-    an address at both ends, and UsageError if the arguments have different IP versions.
+    The addresses follow from the sender's hosts file and routes. Raises Error if sender and
+    receiver have no IP version in common, and UsageError if the arguments have different IP
+    versions.
     """
     given = {family_of(end.address) for end in (source, destination) if end.address}
     if len(given) > 1:
@@ -252,7 +253,7 @@ def ends(
 def ends_by_family(
     context: PolicyContext, source: PacketEnd, destination: PacketEnd
 ) -> dict[int, tuple[str, str]]:
-    """Return {IP version: (source, destination)} for each IP version that both ends have."""
+    """Return {IP version: (source, destination)} for each IP version common to both."""
     first = ends(context, source, destination)
     pairs = {family_of(first[1]): first}
     if not (source.address or destination.address):
@@ -418,7 +419,7 @@ def other_family(
     packet: Packet,
     closed: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> ExplainedPacket | None:
-    """Explain the same packet with the other IP version. None if an end has no such address."""
+    """Explain the same packet with the other IP version. None without addresses of this version."""
     try:
         from_, to = ends(context, source, destination, 4 if packet.family == 6 else 6)
     except Error:

@@ -480,7 +480,8 @@ def changes(context: PolicyContext, seen: Flow, name: Name) -> tuple[MapChange, 
     """Return the manifest changes that allow a denied flow, but no other port or protocol.
 
     A flow that passes only because of an audit counts as denied. The result is empty if no network
-    or published port connects source and destination, or if a service at one end no longer exists.
+    or published port connects source and destination, or if the service of one of them no longer
+    exists.
     """
     if (seen.passes and not seen.audited) or seen.gone:
         return ()

@@ -167,9 +167,9 @@ def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -
 
 
 def _lost_instance(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -> Instance:
-    """Build the lost row of an instance from other data.
+    """Build the missing row of an instance from other data.
 
-    The state is "serving" if the kernel's map of the service address leads to the instance. It is
+    The state is "serving" if the kernel's map of the service address contains the instance. It is
     "leaving" if the service has its full number of other instances. Otherwise it is "out" (not
     healthy).
     """
@@ -193,10 +193,10 @@ def _lost_instance(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceS
 def _lost_ports(
     kernel: Kernel, store: Store, service: str, spec: ServiceSpec
 ) -> tuple[list[PortMapping], list[PortMapping]] | None:
-    """Return the arguments of `Store.set_ports` that restore lost manifest ports, or None.
+    """Return the arguments of `Store.set_ports` that restore missing manifest ports, or None.
 
-    A port is lost if the kernel publishes it and the store has no row for it. A port that neither
-    has is no defect: port-forward --take-over may have taken it.
+    A port is missing if the kernel publishes it and the store has no row for it. A port that
+    neither has is no defect: port-forward --take-over may have taken it.
     """
     forwards = set(store.forwards(service))
     before = {port for _, port in store.ports(service)} - forwards
@@ -244,7 +244,7 @@ def _port_in_kernel(
 def _lease_again(
     kernel: Kernel, store: Store, row: ServiceRow, network: str, position: int
 ) -> None:
-    """Restore an active service's lost address reservations from its network interface."""
+    """Restore an active service's missing address reservations from its network interface."""
     lost = [
         s
         for s in store.require_network(network).subnets

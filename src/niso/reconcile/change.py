@@ -502,7 +502,7 @@ def _is_of_container(error: KernelError, want: State, before: State) -> bool:
 def _without_container(
     kernel: Kernel, store: Store, planned: Plan, report: Report, error: KernelError
 ) -> list[AnyStep]:
-    """Execute the rest of a plan after a container has made a step fail, and warn the user."""
+    """Execute the rest of a plan after a step failed because of a container, and warn the user."""
     report(WarningEvent(*_closed(error)))
     closed = planned.closed | {_culprit(error)}
     again = plan(kernel, store, planned.scope, planned.before, closed=closed)

@@ -65,7 +65,7 @@ def without_forwarding(before: Mapping[str, str]) -> dict[str, str]:
 
 
 def _links(store: Store, version: int = 4) -> set[int | str] | None:
-    """Return the indexes and names of the links that existed when niso made the host forward an IP
+    """Return the indexes and names of the links that existed when niso enabled forwarding for an IP
     version. None means that they are not recorded. niso's rules then restrict every link.
     """
     links = store.links_before().get(version)
@@ -120,7 +120,7 @@ def later(kernel: Kernel, before: AbstractSet[int | str] | None) -> list[Link]:
 
 def later_routes(kernel: Kernel, store: Store) -> dict[str, str]:
     """Return {prefix: link} for other programs' routes and addresses, without default routes. The
-    link is "" if it existed before niso made the host forward. Raises KernelError.
+    link is "" if it existed before niso enabled forwarding. Raises KernelError.
     """
     new = {
         version: {link.name for link in later(kernel, _links(store, version))} for version in (4, 6)
@@ -130,9 +130,9 @@ def later_routes(kernel: Kernel, store: Store) -> dict[str, str]:
 
 
 def is_needed(kernel: Kernel, nat: Mapping[str, int], links: AbstractSet[int | str] | None) -> bool:
-    """Return whether other programs have added NAT rules or a bridge since niso made the host
-    forward. ``nat`` has the former number of rules by chain, and ``links`` the former indexes and
-    names. Raises KernelError.
+    """Return whether other programs have added NAT rules or a bridge since niso enabled forwarding.
+    ``nat`` has the former number of rules by chain, and ``links`` the former indexes and names.
+    Raises KernelError.
     """
     if added_nat(kernel, nat):
         return True

@@ -124,10 +124,10 @@ _KEY = "network.policy.audit_until"
 def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
     """Return a policy with the start and end of its audit as Unix times.
 
-    ``before`` is the service's previous policy, whose audit continues unless the manifest's end of
-    the audit has changed. ``now`` is a Unix time. Raises InvalidInput if a new audit would last too
-    long, or if its end has passed: then the policy would drop packets immediately, which its author
-    did not intend.
+    ``before`` is the service's previous policy, whose audit continues unless the manifest has
+    another end of the audit. ``now`` is a Unix time. Raises InvalidInput if a new audit would last
+    too long, or if its end has passed: then the policy would drop packets immediately, which its
+    author did not intend.
     """
     audit = policy.audit
     assert audit is not None

@@ -523,7 +523,7 @@ def bare_name(name: str) -> str:
 
 
 def suggest(name: str, known: list[str], otherwise: str) -> str:
-    """Return a hint with the name in ``known`` that is most similar to the wrong name ``name``, or
+    """Return a hint with the name in ``known`` that is most similar to the unknown ``name``, or
     ``otherwise`` if no name is similar.
     """
     import difflib

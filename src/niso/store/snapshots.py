@@ -112,8 +112,8 @@ class SnapshotRows(PortRows, PolicyRows):
         self._set_meta("nat_before", None)
 
     def links_before(self) -> dict[int, tuple[tuple[int, str], ...]]:
-        """Return {IP version: (index, name) of each link that existed when niso made the host
-        forward this version}. A version that the host already forwarded is left out.
+        """Return {IP version: (index, name) of each link that existed when niso enabled forwarding
+        for this version}. Versions that the host already forwarded are left out.
         """
         found = decoded(self._meta("links_before") or "{}")
         return {int(version): tuple(map(tuple, links)) for version, links in found.items()}
@@ -130,7 +130,7 @@ class SnapshotRows(PortRows, PolicyRows):
         self._set_meta("keeps_forwarding", "1" if keeps else None)
 
     def host_forwards(self, family: int | None = None) -> bool:
-        """Return whether niso makes the host forward: for an active service, or because other
+        """Return whether the host forwards because of niso: for an active service, or because other
         programs have needed it since. niso's rules then drop what the host did not forward before.
         ``family`` 6 limits the question to IPv6. Returns False if there is no network.
         """
