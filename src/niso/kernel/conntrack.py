@@ -301,6 +301,8 @@ def opened() -> list[tuple[str, Connection]]:
 
 def _all[T](parse: Callable[[bytes], T | None]) -> list[T]:
     with netlink.Netfilter() as kernel:
+        if not _count(kernel):  # a dump walks the table of all namespaces
+            return []
         every = nfgenmsg(socket.AF_UNSPEC)
         return kernel.dump("list conntrack entries", _CT_GET, every, parse, _ABSENT)
 
