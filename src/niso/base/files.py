@@ -29,7 +29,7 @@ _BLOCK = 65536
 
 
 def is_elsewhere(before: str, now: str) -> bool:
-    """Return whether ``before`` exists and is another file than ``now``: it was not renamed."""
+    """Return whether ``now`` is a copy of the file ``before``, which still exists elsewhere."""
     return os.path.exists(before) and os.path.realpath(before) != os.path.realpath(now)
 
 

@@ -90,7 +90,7 @@ class LinkAddress(NamedTuple):
 
     @property
     def lasts(self) -> bool:
-        """Return whether both lifetimes of the address, valid and preferred, are unlimited."""
+        """Return whether both lifetimes of this address, valid and preferred, are unlimited."""
         return self.flags & (_IFA_F_PERMANENT | _IFA_F_DEPRECATED) == _IFA_F_PERMANENT
 
 

@@ -136,7 +136,8 @@ def _entry(rtnl: Rtnl, port_index: int, mac: str) -> tuple[int, int, int]:
 
 def new_fdb_entry(port_index: int, mac: str, own: str = "") -> list[Message]:
     """Return the messages that add a static entry to a bridge, which makes the bridge send frames
-    for ``mac`` to this port. If the bridge has an entry for ``mac``, the kernel returns EEXIST.
+    for ``mac`` to the port ``port_index``. If the bridge has an entry for ``mac``, the kernel
+    returns EEXIST.
 
     For a new port, ``own`` is the MAC of the port itself. The kernel has added an entry for this
     MAC. The second message deletes the entry: no service sends frames to this MAC, and the kernel

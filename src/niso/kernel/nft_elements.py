@@ -245,8 +245,8 @@ class Header(NamedTuple):
 
     @property
     def is_plain_interval(self) -> bool:
-        """Return whether the keys are intervals of a single field. The kernel stores the start and
-        the end as two elements, and omits the end if the next interval follows immediately.
+        """Return whether the set's keys are intervals of a single field. The kernel stores start
+        and end as two elements, and omits the end if the next interval follows immediately.
         `Nfnetlink.change` cannot write such keys, because it does not know adjacent intervals.
         """
         return self.interval and len(self.key) == 1
@@ -691,7 +691,7 @@ class Element(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Return the key in nft's syntax, such as "tcp . 8080"."""
+        """Return the element's key in nft's syntax, such as "tcp . 8080"."""
         return written(HEADERS[self[:2]].key, self.fields)
 
     @property

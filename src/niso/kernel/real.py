@@ -200,7 +200,7 @@ class Kernel:
     name_netns = staticmethod(netns.attach)
 
     def addresses_in(self, name: str, link: str) -> list[str]:
-        """Return the addresses, with prefix lengths, of a link in a namespace, or [] without it."""
+        """Return the addresses, with prefix lengths, of an interface in a namespace, or []."""
         if not netns.exists(name):
             return []
         with inside(name), Rtnl() as rtnl:
@@ -303,7 +303,7 @@ class Kernel:
             return source.nat4()
 
     def foreign_chains(self) -> ForeignChains:
-        """Open a reader of other programs' chains."""
+        """Open a reader of other programs' nftables chains."""
         from niso.kernel.foreign_chains import ForeignChains  # only warnings and checks read them
 
         return ForeignChains()

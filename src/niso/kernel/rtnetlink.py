@@ -133,7 +133,7 @@ class Rtnl(netlink.Netlink):
         self._ethtool(f"switch off checksum offload of link '{name}'", name, _STXCSUM, 0)
 
     def join_segments(self, name: str) -> None:
-        """Switch on GRO, if possible, to make the interface join small TCP segments."""
+        """Switch on GRO, if possible, to make an interface join small TCP segments."""
         try:
             self._ethtool(f"switch on GRO of link '{name}'", name, _SGRO, 1)
         except KernelError as error:
@@ -412,7 +412,7 @@ class Rtnl(netlink.Netlink):
         self._delete_routes(f"delete {kind} route {destination}", body)
 
     def _delete_routes(self, what: str, body: bytes) -> None:
-        """Delete all matching routes. A single request deletes only one of them."""
+        """Delete all routes that match a request. The kernel deletes one for each request."""
         for _ in range(_MOST_ROUTES):
             try:
                 self.transact(Message(what, _DELROUTE, 0, body))

@@ -63,7 +63,7 @@ def listener(protocol: int, group: int) -> netlink.Netlink:
 
 
 def received(source: netlink.Netlink) -> list[tuple[int, bytes]] | None:
-    """Return all messages that have arrived as (type, body), or None if messages were lost."""
+    """Return all messages that a socket has received as (type, body), or None if some were lost."""
     messages: list[tuple[int, bytes]] = []
     lost = False
     while True:

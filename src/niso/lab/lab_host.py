@@ -188,7 +188,7 @@ def _cover(source: int, path: str) -> None:
 
 
 def _cover_parts(path: str, mounted: Collection[str]) -> None:
-    """Cover each entry of a folder, in a user namespace.
+    """Mount an overlay or a copy over each entry of a folder (`_cover`), in a user namespace.
 
     There, the lower folder of an overlay cannot contain mount points of the machine, because the
     overlay would reveal what they hide (clone_private_mount, fs/namespace.c). A folder with mount

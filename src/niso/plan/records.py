@@ -247,7 +247,7 @@ class Healthcheck(NamedTuple):
 
     @property
     def target(self) -> str:
-        """Return what the check examines: ``tcp 8080``, the URL, or the name of the command."""
+        """Return what the health check examines: ``tcp 8080``, the URL, or the command's name."""
         if self.command:
             return f"command {self.command[0]}"
         return f"tcp {self.port}" if self.path is None else f"http://{self.host}{self.path}"
@@ -433,7 +433,7 @@ class Outside(NamedTuple):
     addresses: tuple[DnsAddress, ...] = ()  # sorted
 
     def in_state(self, *states: str) -> tuple[str, ...]:
-        """Return the addresses that have one of these states, in the order of ``states``."""
+        """Return the name's addresses that have one of these states, in the order of ``states``."""
         return tuple(
             known.address for state in states for known in self.addresses if known.state == state
         )

@@ -67,7 +67,7 @@ class _Sums:
         self._entries = sha256()
 
     def add(self, member: tarfile.TarInfo, digest: str | None) -> None:
-        """Add an entry. ``digest`` is the digest of a regular file's content, otherwise None."""
+        """Add an archive entry. ``digest`` is that of a regular file's content, otherwise None."""
         head: tuple[object, ...] = (member.type, member.mode, member.uid, member.gid)
         head = (*head, member.linkname, member.name, *_attributes(member))
         self._entries.update(f"{head}\n".encode("utf-8", "surrogateescape"))
@@ -490,12 +490,12 @@ class _Place:
         self._files = disk.f_favail if disk.f_files else sys.maxsize  # Btrfs has no limit
 
     def take_file(self) -> None:
-        """Subtract a new file from the free inodes and bytes. Raises Error if too few are left."""
+        """Subtract a new file from the disk's free space. Raises Error if too little is left."""
         self._files -= 1
         self.take(512)
 
     def take(self, size: int) -> None:
-        """Subtract ``size`` bytes from the free ones. Raises Error if too few are left."""
+        """Subtract ``size`` bytes from the disk's free space. Raises Error as `take_file`."""
         self._left -= size
         if self._left < 0 or self._files < 0:
             reason = f"needs more space than {self._top} has"
@@ -503,8 +503,8 @@ class _Place:
             raise Error(reason, hint)
 
     def go(self, parts: list[str], name: str) -> int:
-        """Open a folder below the top without following links, and return its descriptor. ``name``
-        is the entry, for messages. Raises InvalidInput if the folder does not exist.
+        """Open a folder below the top folder without following links, and return its descriptor.
+        ``name`` is the entry, for messages. Raises InvalidInput if the folder does not exist.
         """
         same = 0
         for have, want in zip(self._at, parts, strict=False):

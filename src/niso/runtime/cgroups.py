@@ -333,7 +333,7 @@ def remove(path: str) -> None:
 
 
 def remove_with_parent(path: str) -> None:
-    """Remove a service's cgroup, and its parent if it is empty and no service is starting."""
+    """Remove a service's cgroup. Also remove the parent if it is empty and no service starts."""
     remove(path)
     guard = open_lock(".cgroup")
     try:

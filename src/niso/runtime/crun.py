@@ -180,7 +180,7 @@ def save(spec: ProcessSpec) -> None:
 
 
 def load(service: str) -> ProcessSpec | None:
-    """Return the ProcessSpec of the present activation, or None if it is missing or damaged."""
+    """Return the ProcessSpec of a service's present activation, or None if missing or damaged."""
     text = files.read(f"{paths.service_dir(service)}/spec.json")
     return None if text is None else _parsed(text)
 

@@ -63,7 +63,7 @@ class Processes:
     status = staticmethod(status.read)  # last, because it hides the module
 
     def exit_code(self, service: str) -> int | None:
-        """Return the exit status of the last run. Wait 1 s for it at most; then return None."""
+        """Return the exit status of a service's last run. Wait at most 1 s; then return None."""
         deadline = time.monotonic() + _EXIT_CODE_S
         while True:
             record = crun.read_state(service) or {"run": 0}
@@ -75,7 +75,7 @@ class Processes:
             time.sleep(0.01)
 
     def last_lines(self, service: str, count: int) -> list[str]:
-        """Return the last lines, at most ``count``, that the present run has written to the log."""
+        """Return at most ``count`` last lines that a service's present run has logged."""
         launched_at = (crun.read_state(service) or {}).get("launched_at", 0.0)
         lines = []
         for line in logs.read(service, count, timestamps=True):

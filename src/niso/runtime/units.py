@@ -260,7 +260,7 @@ class Units:
         _systemctl("enable", *map(unit_of, services))
 
     def remove(self, services: Iterable[str]) -> None:
-        """Wait up to 10 s until the units are inactive, disable them, and delete their files."""
+        """Wait up to 10 s until services' units are inactive. Then disable and delete them."""
         names = list(services)
         if not names:
             return

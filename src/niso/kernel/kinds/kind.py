@@ -305,7 +305,7 @@ class Kind(Generic[T]):
 
     def claimed(self, reading: Reading) -> Iterable[T]:
         """Return the kernel's objects of this kind that have the mark of this state folder. They
-        are candidates when all of niso's objects are read.
+        are the requested objects when all of niso's objects are read.
         """
         return ()
 
@@ -441,7 +441,7 @@ class State:
             yield from self[kind.type]
 
     def __or__(self, other: State) -> State:
-        """Return the union. Objects with the same key but other fields are both included."""
+        """Return the union of two States. If objects with one key differ, it contains both."""
         both = dict(self._by_type)
         for kind, objects in other._by_type.items():
             both[kind] = both[kind] | objects if kind in both else objects
@@ -460,7 +460,7 @@ class State:
         return f"State({list(self)!r})"
 
     def keys(self) -> set[tuple[type, tuple[str, ...]]]:
-        """Return the type and the key of each object."""
+        """Return (type, key) of each object in the State."""
         return {(type(obj), obj.key()) for obj in self}
 
     def without(self, other: State) -> State:
@@ -628,7 +628,7 @@ class Reading:
         self._present: dict[type, set[Any] | frozenset[Any]] = {}
 
     def so_far(self, kind: type[T]) -> Collection[T]:
-        """Return the objects of a kind that were already read. Kinds are read in `ORDER`."""
+        """Return the objects of a kind that are already read. `ORDER` is the order of the kinds."""
         return self._present.get(kind, ())
 
     def note_foreign(self, name: str, error: Conflict) -> None:

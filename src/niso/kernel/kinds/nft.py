@@ -65,8 +65,8 @@ def differences() -> tuple[tuple[Problem, str], ...] | None:
 
 @cache
 def _expected(text: str) -> dict[str, list[str]]:
-    """Return the objects of tables as the kernel lists them, from their definition in nft(8)
-    syntax. The tables are loaded into a temporary network namespace, once in each process.
+    """Return {object: lines of its definition} for tables in nft(8) syntax, as the kernel lists
+    them. The tables are loaded into a temporary network namespace, once in each process.
     """
     with netns.unnamed(), Nft() as scratch:
         scratch.run(text)
