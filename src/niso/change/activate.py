@@ -79,7 +79,7 @@ def activate(
     locks, targets = _locked(machine.store, targets, stack)
     with locks:
         rollouts = _rollouts(machine, targets)
-        for one in rollouts:  # conmon's exit commands must not restart them meanwhile
+        for one in rollouts:  # conmon's exit commands must not restart the processes now
             locks.enter_context(locked_instances(machine.store, one.instances))
         ending = {*machine.store.instances.with_instances(stack.leaving)} - {*stack.leaving}
         ending |= {*_dropped(machine.store, targets)}

@@ -133,7 +133,7 @@ def _run(session: Session, log: Log, over: threading.Event) -> None:
             pidfds += [one.command for one in watched.values() if one.command >= 0]
             health.advance(probes, [*pidfds, pipe], _next(watched.values(), now))
             systemd.drain(pipe)
-            if _store_file() != file:  # it was lost: a sweep has removed what it records
+            if _store_file() != file:  # the file was deleted or replaced
                 return
             for one in watched.values():
                 _judge(session, one, log)
@@ -340,7 +340,7 @@ _WITHIN_S, _PAUSE_S = 60.0, 0.5
 
 def ended(machine: Machine, service: str) -> None:
     """Send no new connections to an instance whose process has exited. Errors are ignored."""
-    with suppress(Error):  # the process is gone: its connections are refused
+    with suppress(Error):  # without a process, connections are refused anyway
         leave(machine, service)
 
 

@@ -156,7 +156,7 @@ def undo(
         raise
     except Error as error:
         errors = {intent.service: error for intent in changed}
-        for intent in changed if len(changed) > 1 else ():  # undo those that can be, one by one
+        for intent in changed if len(changed) > 1 else ():  # undo the possible ones separately
             try:
                 _undo_records(machine, [intent], report, wait_s)
                 del errors[intent.service]

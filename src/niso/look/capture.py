@@ -687,7 +687,10 @@ def _by_port(
 
 
 def _ends(step: TraceStep, proto: str) -> _Ends | None:
-    """Return (source, source port, destination, destination port) of a traced packet, or None."""
+    """Return (source, source port, destination, destination port) of a traced packet.
+
+    Returns None if the trace has no IP header. The ports are None for a protocol without ports.
+    """
     if not step.network:
         return None
     size = 16 if step.version == 6 else 4

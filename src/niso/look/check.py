@@ -77,7 +77,7 @@ PROBLEMS: tuple[Problem, ...] = ("missing", "foreign", "different", "gone")
 def check(
     machine: Machine, name: str | None = None, may_be_on: Container[str] | None = None
 ) -> list[Finding]:
-    """Return the problems that `niso net check` reports for the host, a service or a network.
+    """Return the findings of `niso net check` about the host, a service or a network.
 
     Plugins of container engines pass ``name`` and ``may_be_on``, the sysctls that may be 1 although
     niso wants 0. Chains and sets, which all services share, are then not compared.
@@ -129,8 +129,8 @@ def problems(machine: Machine) -> dict[str, int] | None:
 
 
 def _others(machine: Machine, name: str | None) -> list[Finding]:
-    """Return settings of other programs that block packets of services. ``name`` limits the check
-    to one service or network.
+    """Return a finding for each setting of other programs that blocks packets of services. ``name``
+    limits the check to one service or network.
     """
     store, kernel = machine.store, machine.kernel
     networks, active = _concerned(store, name)
@@ -279,7 +279,7 @@ def _concerned(store: Store, name: str | None) -> tuple[list[NetworkRecord], lis
 
 
 def _own(machine: Machine, name: str | None, may_be_on: Container[str] | None) -> list[Finding]:
-    """Return the problems of niso's own objects. The arguments are those of `check`."""
+    """Return the findings about niso's own objects. The arguments are those of `check`."""
     store, kernel = machine.store, machine.kernel
     defects = store_defects.find_defects(kernel, store)
     if any(problem != "different" for problem, _, _ in defects):
@@ -356,7 +356,7 @@ def _finding(defect: store_defects.Defect) -> Finding:
 
 
 def _interrupted(store: Store, only: str | None = None) -> list[Finding]:
-    """Return a problem for each service whose last command was killed. ``only`` limits the check to
+    """Return a finding for each service whose last command was killed. ``only`` limits the check to
     one service.
     """
     return [
@@ -423,7 +423,7 @@ def _processes(machine: Machine, active: list[str]) -> list[Finding]:
 
 
 def of_service(processes: Processes, row: ServiceRow) -> Finding | None:
-    """Return the problem of a service's process, or None. The exit of a job is not a problem."""
+    """Return a finding about a service's process, or None. The exit of a job is no problem."""
     finding = processes.defect(row.name)
     if finding is not None and row.is_job and finding.defect not in (UNKNOWN, BLIND):
         return None

@@ -154,9 +154,8 @@ def with_remote(
 ) -> PolicyContext:
     """Return ``here``, extended by the policies that other hosts apply to a packet.
 
-    If the cluster does not answer, a warning says that these policies are unknown. With ``proves``,
-    raises Error if the packet involves another host, because a test packet cannot be traced there.
-    Raises Error.
+    If the cluster does not answer, a warning says that these policies are unknown. Raises Error,
+    with ``proves`` also if the packet involves another host, where a test packet cannot be traced.
     """
     ends = [
         known

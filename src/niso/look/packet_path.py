@@ -446,10 +446,9 @@ def _path(
     sender: KnownService | None,
     receiver: KnownService | None,
 ) -> tuple[_Rules, _Rules, _Rules]:
-    """Return three tuples of nftables objects on a packet's path.
+    """Return (all nftables objects on a packet's path, early rules, late rules).
 
-    They contain all objects, the rules that drop the packet before policies are evaluated, and the
-    rules that drop it afterwards.
+    The early rules drop the packet before policies are evaluated, and the late rules afterwards.
     """
     family = packet.family
     raw, word = ("raw", "ip") if family == 4 else ("raw6", "ip6")

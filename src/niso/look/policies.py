@@ -229,7 +229,7 @@ def _unknown(store: Store, name: str, policy: Policy) -> Iterator[Warning_]:
     for entry in policy.entries():
         peer = entry.peer
         if peer == Peer("service", METADATA_WORD) and entry in policy.egress_deny:
-            continue  # this word needs no service: it stands for addresses
+            continue  # this word means addresses, not a service
         if peer.kind == "service" and not store.resolved(name, peer.name)[1]:
             known = sorted({service for service, _, _ in store.service_names()} - {name})
             what = f"no service is called {peer.name!r}"

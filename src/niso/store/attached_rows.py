@@ -158,8 +158,8 @@ class AttachedRows(Rows):
 
 
 def requested_settings(attached: AttachedRow) -> dict[str, Any]:
-    """Decode the settings that the owner requested for an attachment. The possible keys are
-    ``policy``, ``policies`` (by network) and ``labels``.
+    """Decode the settings that the owner requested for an attachment, as a dict. The possible keys
+    are ``policy``, ``policies`` (by network) and ``labels``.
     """
     return dict(decoded(attached.asked))
 

@@ -141,7 +141,7 @@ class Store(SnapshotRows):
             if version == 1:
                 for statement in tables.INSTANCES.split(";"):
                     self._db.execute(statement)
-                version = 4  # whose tables these are
+                version = 4  # the version of these tables
             later = [one for at, added in tables.ADDED.items() if at > version for one in added]
             for statement in later:
                 self._db.execute(statement)
