@@ -304,7 +304,7 @@ def test_second_network_of_a_pod_leaves_its_network_policy_and_limits(
     def stand(machine: Machine, _: object, service: str) -> None:
         now = attach.current(machine.store, service)
         assert now is not None
-        attach.attach(machine, pod_agent.standing(now, pod_agent.CLOSED))
+        attach.attach(machine, pod_agent.applied(now, pod_agent.CLOSED))
 
     monkeypatch.setattr(pod_agent, "agent_runs", lambda: True)
     monkeypatch.setattr(cni, "wait", stand)
@@ -330,7 +330,7 @@ def test_policy_that_the_agent_narrows_meanwhile_stays(
     def say(policy: Policy) -> None:
         now = attach.current(world.store, "web-shop")
         assert now is not None
-        real(world.machine, pod_agent.standing(now, policy))
+        real(world.machine, pod_agent.applied(now, policy))
 
     def meanwhile(machine: Machine, request: Request, **more: Any) -> object:
         monkeypatch.setattr(attach, "attach", real)

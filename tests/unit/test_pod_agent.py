@@ -118,7 +118,7 @@ class Node:
     def stands(self, service: str) -> bool:
         attached = self.world.store.attachments.get(service)
         assert attached is not None
-        return pod_agent.stands(attached)
+        return pod_agent.is_applied(attached)
 
 
 @pytest.fixture
@@ -301,8 +301,8 @@ def test_one_namespace_keeps_no_pods_of_others_waiting(
 
     with pytest.MonkeyPatch.context() as patch:
         order = node.order(patch)
-        stands = pod_agent.standing
-        patch.setattr(pod_agent, "standing", lambda *told: (stands(*told), comes())[0])
+        stands = pod_agent.applied
+        patch.setattr(pod_agent, "applied", lambda *told: (stands(*told), comes())[0])
         node.look()
         del order[0]
         node.agent._wake.clear()

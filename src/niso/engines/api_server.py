@@ -53,7 +53,7 @@ class ApiServer:
         self._connection: http.client.HTTPConnection | None = None
 
     def get(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any] | None:
-        """Return the object or list at a path, or None if it is absent. Raises ApiServerError."""
+        """Return the JSON at a path of the API, or None for status 404. Raises ApiServerError."""
         try:
             for fresh in (False, True):
                 known = self._connection is not None and not fresh
@@ -81,9 +81,9 @@ class ApiServer:
     def watch(
         self, path: str, query: Mapping[str, str], silence_s: float
     ) -> Iterator[dict[str, Any]]:
-        """Yield the events of a watch until the server ends the watch. Raises ApiServerError.
+        """Watch a path of the API: yield the JSON of each event until the server ends the watch.
 
-        ``silence_s`` is the timeout in seconds for each event.
+        Raises ApiServerError, also if no event arrives for ``silence_s`` seconds.
         """
         connection: http.client.HTTPConnection | None = None
         try:
@@ -351,10 +351,10 @@ type Cached = dict[Key, tuple[int, Any]]
 
 
 class WatchedObjects:
-    """A cache of all objects of one kind in the API server, updated by a watch.
+    """A cache of the parsed objects at ``path`` in the API server, such as all pods.
 
-    ``parse`` converts an object's JSON, or raises ValueError. ``changed`` is called after each
-    change, in the thread of `run`.
+    ``parse`` converts an object's JSON to the cached value. If it raises ValueError, the object is
+    logged and not cached. The thread of `run` calls ``changed`` after each change of the cache.
     """
 
     def __init__(
@@ -377,20 +377,20 @@ class WatchedObjects:
         self._said = ""
 
     @property
-    def is_known(self) -> bool:
+    def is_filled(self) -> bool:
         """Return whether the cache is filled: all objects have been listed at least once."""
         return self._version > 0
 
     def objects(self) -> dict[Key, Any]:
-        """Return the parsed objects in the cache, by (namespace, name)."""
+        """Return a copy of the cache: {(namespace, name): parsed object}."""
         with self._lock:
             return {key: obj for key, (_, obj) in self._kept.items()}
 
     def merge(self, data: Mapping[str, Any]) -> None:
-        """Add listed objects to the cache, if the list is newer than the cache.
+        """Add the objects of ``data``, an answer of `get`, if it is newer than the cache.
 
-        A cached object that is not in the list stays until the watch reports its deletion. Raises
-        ApiServerError.
+        A cached object that ``data`` lacks stays until the watch reports its deletion. Raises
+        ApiServerError if ``data`` is no list of objects.
         """
         version, items = self._listed(data)
         with self._lock:
@@ -408,7 +408,7 @@ class WatchedObjects:
         return version, items
 
     def run(self, over: threading.Event) -> None:
-        """List and watch objects until ``over`` is set. Retry after errors, with growing delays."""
+        """Update the cache until ``over`` is set. Retries after errors, with growing delays."""
         wait, listed = _BACK_OFF_S[0], 0.0
         again = True
         server: ApiServer | None = None

@@ -39,7 +39,7 @@ _WRONG_VERSION, _NOT_READ, _NOT_JSON = 1, 5, 6
 
 
 class Failure(Error):
-    """An error with a code of the CNI specification. The hint becomes its field ``details``."""
+    """An error for the container engine, with an error code of the CNI specification."""
 
     def __init__(self, code: int, message: str, details: str = "") -> None:
         super().__init__(message, details)
@@ -345,9 +345,9 @@ def _ports(mappings: Any) -> Iterator[PortMapping]:
 
 
 def _policy(call: Call, notes: Mapping[str, str]) -> Policy:
-    """Return the policy that allows only what configuration, annotations and CNI_ARGS all allow.
+    """Return the policy that allows what configuration, annotations and CNI_ARGS all allow.
 
-    Raises Failure for an unknown key.
+    ``notes`` are the annotations {key: value}. Raises Failure for an unknown key.
     """
     noted = _once(((key.replace("-", "_"), value) for key, value in notes.items()), _PREFIX)
     own = [(key[5:].lower(), value) for key, value in call.args.items() if key[:5] == "NISO_"]
@@ -414,7 +414,7 @@ def _delete(call: Call) -> None:
 
 
 def _gc(call: Call) -> None:
-    """Detach the containers on this network that the engine's list of attachments lacks."""
+    """Remove the interfaces on the call's network that the engine does not list as valid."""
     valid = call.config.get("cni.dev/valid-attachments", call.config.get("cni.dev/attachments"))
     if not isinstance(valid, list) or not all(isinstance(attachment, dict) for attachment in valid):
         raise Failure(WRONG_CONFIG, "cni.dev/valid-attachments is missing")
@@ -486,11 +486,10 @@ _HINT = "look at the plugins before niso-cni in the list"
 
 
 def require_free(store: Store, call: Call, same: AttachedRow | None) -> None:
-    """Raise Failure if the requested interface already exists in the container.
+    """Raise Failure if another plugin or an earlier ADD has created the requested interface.
 
-    An earlier plugin of the list, or an earlier ADD, may have created it. If niso is twice in the
-    list, the interface of its first call is no error. ``same`` is the container's present
-    attachment.
+    If niso is twice in the list of plugins, the interface of its first call is no error. ``same``
+    is the container's present attachment, or None.
     """
     own = store.attachments.links(same.service) if same is not None else ()
     is_own = any(link.interface == call.interface for link in own)
@@ -508,7 +507,10 @@ def require_free(store: Store, call: Call, same: AttachedRow | None) -> None:
 
 
 def merged(call: Call, own: dict[str, Any]) -> dict[str, Any]:
-    """Return ``prevResult`` with niso's result added, without duplicates. Raises Failure."""
+    """Return ``prevResult`` with niso's result ``own`` added, without duplicates. Raises Failure.
+
+    Both have the form of a CNI result: interfaces, ips, routes and dns.
+    """
     before = _previous(call)
     interfaces = list(before["interfaces"])
     places = []
@@ -545,7 +547,7 @@ def addresses(call: Call) -> set[str]:
 
 
 def _previous(call: Call) -> dict[str, Any]:
-    """Return ``prevResult``, with empty lists for missing or null ones. Raises Failure."""
+    """Return ``prevResult``, in which missing or null lists are []. Raises Failure."""
     given = call.config[_KEY]
     if not isinstance(given, dict):
         raise Failure(WRONG_CONFIG, f"{_KEY} is not an object", _HINT)
@@ -566,22 +568,23 @@ _POD_HINT = "systemctl status niso_kubernetes"
 
 
 def require(call: Call, same: AttachedRow | None) -> None:
-    """Raise Failure if a pod has no name, or if it has no applied policy and no agent runs.
+    """Raise Failure if a pod has no name, or if no agent runs that could apply its policy.
 
-    ``same`` is the pod's present attachment.
+    A pod whose policy is already applied needs no agent. ``same`` is the pod's present attachment,
+    or None.
     """
     from niso.engines import pod_agent
 
     _wait_s(call)
     _pod_of(call)
-    if not (same is not None and pod_agent.stands(same)) and not pod_agent.agent_runs():
+    if not (same is not None and pod_agent.is_applied(same)) and not pod_agent.agent_runs():
         raise Failure(_TRY_AGAIN, _NO_AGENT, _POD_HINT)
 
 
 def closed(store: Store, call: Call, request: Request, same: AttachedRow | None) -> Request:
-    """Return a pod's request with its present policy if it is applied, or else `pod_agent.CLOSED`.
+    """Return a pod's request with the policy that the agent applied, or else `pod_agent.CLOSED`.
 
-    ``same`` is the pod's present attachment.
+    ``same`` is the pod's present attachment, or None.
     """
     from niso.engines import pod_agent
 
@@ -590,13 +593,16 @@ def closed(store: Store, call: Call, request: Request, same: AttachedRow | None)
     pod = _pod_of(call)
     now = attach.current(store, same.service) if same is not None else None
     request = pod_agent.closed(request, pod)
-    if same is None or now is None or pod_agent.pod_of(same) != pod or not pod_agent.stands(same):
+    if now is None or same is None or pod_agent.pod_of(same) != pod:
         return request
-    return pod_agent.standing(request, now.policy)
+    return pod_agent.applied(request, now.policy) if pod_agent.is_applied(same) else request
 
 
 def wait(machine: Machine, call: Call, service: str) -> None:
-    """Wait until a pod's policy is applied. After the timeout, detach the pod and raise Failure."""
+    """Wait until the agent has applied the policy of the pod that is attached as ``service``.
+
+    After the timeout of the configuration, detaches the pod and raises Failure.
+    """
     from niso.engines import pod_agent
 
     limit_s = _wait_s(call)

@@ -169,12 +169,12 @@ def _policy(
 
 
 def _marked(given: Mapping[str, Any], endpoint: Mapping[str, Any]) -> dict[str, str]:
-    """Return the options of niso in the labels of the container for which Docker calls Join.
+    """Return {KEY: value} from the labels ``niso.KEY`` of the container that Docker's Join is for.
 
     Docker does not pass labels, and does not answer requests about a container that it is starting.
-    niso therefore reads Docker's files: the store of its networks has the container's id, and the
-    container's record has its labels. Raises Error if a label may exist and the record is not
-    found.
+    niso therefore reads Docker's files: the database of its networks has the container's id, and a
+    file of the container has its labels. Raises Error if the container is not found, and any
+    container has such labels.
     """
     pid = str(given.get(_CALLER, "")).partition(" ")[0]
     folder = _data_folder(pid)
@@ -200,9 +200,9 @@ def _marked(given: Mapping[str, Any], endpoint: Mapping[str, Any]) -> dict[str, 
 
 
 def _data_folder(pid: str) -> str | None:
-    """Return Docker's data folder, found by a database there that the dockerd ``pid`` has open.
+    """Return the data folder of the dockerd with the process id ``pid``, below /proc/PID/root.
 
-    Returns None if this process is no dockerd.
+    A database in the folder is open in dockerd. Returns None if the process is no dockerd.
     """
     for number in os.listdir(f"/proc/{pid}/fd") if pid.isdigit() else ():
         try:
@@ -216,11 +216,11 @@ def _data_folder(pid: str) -> str | None:
 
 
 def _image_labels(folder: str, record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the labels of a container's image, or None if they cannot be read.
+    """Return the labels {key: value} of a container's image, or None if they cannot be read.
 
-    ``folder`` is Docker's data folder, and ``record`` Docker's record of the container. The image
-    is in Docker's own store, or in that of containerd, in the default folder of a containerd that
-    dockerd or systemd starts.
+    ``folder`` is Docker's data folder, and ``record`` is Docker's JSON about the container. Images
+    are in Docker's own folder, or in the default folder of a containerd that dockerd or systemd
+    starts.
     """
     image = str(record.get("Image", "")).rpartition(":")[2]
     manifest = str((record.get("ImageManifest") or {}).get("digest", "")).rpartition(":")[2]
@@ -297,10 +297,10 @@ def _join(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _forget_ended(machine: Machine, request: Request) -> None:
-    """Detach endpoints of containers that ended without a call, for example when Docker was killed.
+    """Detach endpoints of containers that ended while Docker could not call, such as after a kill.
 
     Docker reuses the addresses and ports of such containers. An endpoint whose interface Docker may
-    still be moving is detached only if ``request`` has one of its addresses.
+    still be moving is detached only if ``request``, a new endpoint, has one of its addresses.
     """
     store = machine.store
     wanted = {ip for entry in request.networks for ip in entry.ips}
@@ -389,7 +389,7 @@ def _request(
 
 
 def _set_ports(given: Mapping[str, Any], ports: tuple[PortMapping, ...]) -> None:
-    """Replace the published ports of an endpoint, even while Docker is moving its interface."""
+    """Set the published ports of an endpoint, even while Docker is moving its interface."""
     machine = plugin.machine()
     for attached in machine.store.attachments.all(OWNER, str(given["EndpointID"])):
         now = attach.current(machine.store, attached.service)
@@ -407,11 +407,11 @@ def _leave(given: dict[str, Any]) -> None:
 
 
 def _delete_endpoint(given: dict[str, Any]) -> None:
-    """Detach an endpoint, unless the call Leave has done so, and delete its data.
+    """Detach an endpoint, unless the call Leave has done so, and delete its files.
 
-    An error is only logged: otherwise Docker would keep the endpoint, and could not remove the
-    network. The addresses of an endpoint that could not be detached stay reserved until `net gc`
-    detaches it.
+    Errors are only logged, because Docker cannot remove the network until this call has succeeded.
+    The addresses of an endpoint that could not be detached stay reserved until `net gc` detaches
+    it.
     """
     id = os.path.basename(_file(paths.run_dir(), given["EndpointID"]))
     try:
@@ -422,9 +422,9 @@ def _delete_endpoint(given: dict[str, Any]) -> None:
 
 
 def resume_pending() -> bool:
-    """Find the endpoints whose interface Docker is moving, after a restart of this driver.
+    """Find the endpoints for `complete_pending` after a restart of this driver.
 
-    Returns False after an error: the caller tries again.
+    Returns False if they could not be read, so that the caller tries again.
     """
     if not os.path.lexists(paths.database()):
         return True
@@ -442,10 +442,10 @@ def resume_pending() -> bool:
 
 
 def _remove_left_files(machine: Machine) -> None:
-    """Remove the data of endpoints that are not attached, if their dockerd has exited.
+    """Remove the files of endpoints that are not attached, if their dockerd has exited.
 
-    `net gc` detaches endpoints, but does not remove their data. A dockerd that is killed between
-    CreateEndpoint and Join leaves data without an attachment.
+    `net gc` detaches endpoints, but does not remove their files. A dockerd that is killed between
+    CreateEndpoint and Join leaves files without an attachment.
     """
     folder = os.path.join(paths.run_dir(), "docker")
     present = os.listdir(folder) if os.path.isdir(folder) else []
@@ -461,7 +461,10 @@ def _remove_left_files(machine: Machine) -> None:
 
 
 def complete_pending() -> bool:
-    """Complete the endpoints whose interface is in the container. Return whether any still wait."""
+    """Attach the namespace of each container into which Docker has moved niso's interface.
+
+    Returns whether an interface has not been moved yet, so that the caller calls again.
+    """
     for id, since in list(_waiting.items()):
         try:
             if _completed(id) or time.monotonic() - since > _LONGEST_WAIT_S:
@@ -521,7 +524,7 @@ _WITHOUT_BODY = ("Activate", "GetCapabilities")
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """A handler of one call. The server has one thread, so it handles one call at a time."""
+    """An HTTP handler for one connection. The server has one thread, so calls never overlap."""
 
     timeout = 10  # seconds until a silent client is disconnected
     protocol_version = "HTTP/1.0"
@@ -574,7 +577,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    """Serve calls of Docker. With a socket from systemd, return after some time without calls."""
+    """Serve calls of Docker. With a socket from systemd, exit after some time without calls."""
     try:
         listening, is_passed = _listening()
     except (OSError, Error) as error:

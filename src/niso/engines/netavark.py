@@ -4,12 +4,12 @@ The calls are ``info``, ``create``, ``setup NETNS`` and ``teardown NETNS``, with
 stdout (github.com/containers/netavark, plugin-API.md; seen with Podman 5.4).
 
 If aardvark-dns is installed, niso runs an instance of it, so that containers can resolve each
-other's names. The instance that netavark runs does not know the networks of plugins. aardvark-dns
+other's names. The instance that netavark runs does not serve the networks of plugins. aardvark-dns
 reads one file for each network: a line with the network's addresses and name servers, then ``ID
 IPV4S IPV6S NAMES SERVERS`` for each container. At SIGHUP it reads the files again, and exits if
 there are none. Queries for other names are forwarded to the name servers of the container, or else
 of the network, or else of the host. Such queries are not forwarded if the client's address is only
-in files of internal networks, whose names end in ``%int``.
+in files of internal networks, whose file names end in ``%int``.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def _is_as_described(known: NetworkRecord, given: Mapping[str, Any], mtu: str | 
 
 
 def _note(machine: Machine, network: str, called: str) -> None:
-    """Record that niso's network ``network`` was created for the Podman network ``called``."""
+    """Record in a file that niso created ``network`` for the Podman network ``called``."""
     file = os.path.join(_network_folder(), f"{called}.json")
     note = {"file": file, "made_at": machine.store.network_made_at(network)}
     plugin.save(os.path.join(_notes(), network), note)
@@ -172,7 +172,7 @@ def _notes() -> str:
 
 
 def _locked() -> int:
-    """Lock the records about Podman's networks. Closing the returned descriptor unlocks them.
+    """Lock the files that `_note` writes, until the caller closes the returned descriptor.
 
     Without the lock, niso could remove a network that Podman is creating again under the same name.
     """
@@ -197,11 +197,10 @@ def drop_networks(machine: Machine, report: Report = silent) -> None:
 
 
 def _drop(machine: Machine, wanted: str, report: Report) -> None:
-    """Remove networks as `drop_networks` does, for a caller that has the lock.
+    """Remove networks as `drop_networks` does, for a caller that has the lock of `_locked`.
 
-    Podman writes the file of a new network after its call to niso. A network without a file is
-    therefore not removed while it is new, except the network ``wanted``, which Podman is about to
-    create again.
+    Podman writes the file of a new network after its call to niso. A new network without a file is
+    therefore not removed, except the network ``wanted``, which Podman is about to create again.
     """
     store = machine.store
     for name in sorted(os.listdir(_notes())):
@@ -259,9 +258,10 @@ def _network_folder() -> str:
 
 
 def _network_name(given: Mapping[str, Any]) -> str:
-    """Return the name in niso of a Podman network: its own, or else a valid name derived from it.
+    """Return niso's name for a Podman network: the same name if it is valid, or a similar name.
 
-    Raises InvalidInput for a name with a special meaning in niso, such as ``none``.
+    ``given`` is Podman's configuration of the network. Raises InvalidInput for a name with a
+    special meaning in niso, such as ``none``.
     """
 
     name = str(given.get("name", ""))
@@ -357,11 +357,11 @@ def _setup(machine: Machine, space: str, given: Mapping[str, Any]) -> dict[str, 
 
 
 def _mac(mine: Mapping[str, Any], chosen: object) -> str:
-    """Return the MAC address that a user has chosen for a container, or "" if there is none.
+    """Return the MAC address that a user has chosen for a container, or "" for none.
 
-    ``podman network reload`` also passes a MAC address that niso has derived from the container's
-    name. It is ignored, because the container may no longer have this name. ``chosen`` are the
-    options of the network in Podman's record of the container.
+    ``mine`` are the network's options in Podman's call, and ``chosen`` those in Podman's database.
+    Only ``mine`` has a MAC address that niso derived from the container's name. It is ignored,
+    because the container may have been renamed.
     """
     mac = plugin.mac(mine.get("static_mac"))
     is_derived = isinstance(chosen, dict) and not chosen.get("static_mac")
@@ -403,7 +403,7 @@ _PATIENCE_S = 20.0
 
 
 def _database() -> str:
-    """Return the path of the database that the calling podman has open, or "".
+    """Return the path of the database that the calling podman has open, or "" if it has none open.
 
     The database has options of containers that netavark does not pass to its plugins.
     """
@@ -418,9 +418,10 @@ def _database() -> str:
 
 
 def recorded(database: str, container: str) -> dict[str, Any] | None:
-    """Return Podman's record of a container, or None if Podman has no such container.
+    """Return a container's configuration in Podman's database, or None if Podman has no such one.
 
-    If the record cannot be read, returns {}. Raises Error if the database stays locked.
+    Returns {} if the configuration cannot be read. ``container`` is the container's id. Raises
+    Error if the database stays locked.
     """
     if not database:
         return {}
@@ -445,10 +446,10 @@ def recorded(database: str, container: str) -> dict[str, Any] | None:
 
 
 def _image_labels(database: str, record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the labels of a container's image in Podman's storage, or None if it has none there.
+    """Return the labels {key: value} of a container's image, or None if they cannot be read.
 
-    The storage is next to the database. A file ``=KEY``, with its key in base64, has the image's
-    configuration (containers/storage, images.go, big data).
+    ``record`` is the result of `recorded`. Podman's image storage is next to ``database``. A file
+    ``=KEY``, with its key in base64, has the image's configuration (containers/storage, images.go).
     """
     import base64
     import glob
@@ -464,9 +465,9 @@ def _image_labels(database: str, record: Mapping[str, Any]) -> dict[str, Any] | 
 
 
 def _let_go(machine: Machine, container: str, called: str) -> None:
-    """Detach a deleted container with the name ``called``, for a new ``container`` of this name.
+    """Detach the deleted container whose name ``called`` the new container ``container`` has.
 
-    Raises Conflict if Podman still has the other container, under another name.
+    Raises Conflict if Podman has not deleted but renamed it, and niso still has its former name.
     """
     for attached in machine.store.attachments.all(OWNER):
         if attached.given != called or attached.id == container:
@@ -508,7 +509,7 @@ def _database_of(attached: AttachedRow) -> str:
 
 
 def _is_left(attached: AttachedRow) -> bool:
-    """Return whether Podman no longer has a container, and no process runs in its namespace."""
+    """Return whether Podman has deleted the container, and no process runs in its namespace."""
     if recorded(_database_of(attached), attached.id) is not None:
         return False
     is_there = os.path.exists(attached.netns)
@@ -537,8 +538,9 @@ def update(
 ) -> None:
     """Write a network's file for aardvark-dns, and make aardvark-dns read its files again.
 
-    Queries for other names are forwarded to ``servers``, or to the host's servers if the list is
-    empty. If ``servers`` is None, the servers in the file are kept. Raises OSError.
+    ``owner`` is the engine whose containers are listed. Queries for other names are forwarded to
+    the name servers ``servers``, or to the host's if the list is empty. If ``servers`` is None, the
+    name servers in the file do not change. Raises OSError.
     """
     program = _program()
     if program is None:
@@ -602,7 +604,10 @@ def _text(store: Store, network: str, owner: str) -> str:
 
 
 def _silenced(store: Store, network: NetworkRecord, family: int) -> list[str]:
-    """Return the addresses on an internal network whose DNS queries must not be forwarded."""
+    """Return, as strings in order, the addresses whose DNS queries are not to be forwarded.
+
+    These are the leases and first addresses of an internal network in one address family.
+    """
     addresses = {address for address, _, _ in store.leases(network.name, family)}
     for subnet in network.subnets:
         if subnet.family == family:

@@ -34,7 +34,7 @@ type Selector = tuple[Expression, ...]
 
 
 class Pod(NamedTuple):
-    """A pod of Kubernetes. ``uid`` is the kubelet's id: the API has another for static pods."""
+    """A pod of Kubernetes. ``uid`` is the id that the kubelet uses, also for a static pod."""
 
     namespace: str
     name: str
@@ -45,7 +45,7 @@ class Pod(NamedTuple):
 
 
 class Other(NamedTuple):
-    """A peer of a rule: a prefix (``cidr``), or pods by selectors of pods and of namespaces."""
+    """A peer of a rule: a prefix (``cidr``), or the pods that two selectors match."""
 
     cidr: str = ""  # prefix in canonical form; "" if the peer is pods
     excepted: tuple[str, ...] = ()  # prefixes excluded from ``cidr``
@@ -238,8 +238,8 @@ class Objects(NamedTuple):
 def policy_of(pod: Pod, context: Objects) -> Policy:
     """Combine the network policies that select a pod into one policy of niso.
 
-    Pods of other nodes, and pods in the host network, are never peers. Raises InvalidInput if the
-    policy would be too large.
+    The policy never allows pods of other nodes or in the host network as peers. Raises
+    InvalidInput if the policy would be too large.
     """
     selecting = [
         policy
@@ -265,10 +265,10 @@ Allowed = tuple[str, Peer, Ports]
 
 
 def _list(allowed: Iterable[Allowed], direction: str) -> tuple[Entry, ...]:
-    """Convert (policy, peer, ports) to policy entries, without duplicates.
+    """Convert tuples (network policy's name, peer, ports) to policy entries without duplicates.
 
-    The order of the entries needs the fewest nftables elements. ``direction`` is part of the
-    entries' keys. Raises InvalidInput if there are too many entries.
+    The entries are in the order that needs the fewest nftables elements. ``direction``, ingress or
+    egress, is part of their keys. Raises InvalidInput if there are too many entries.
     """
     first: dict[tuple[Peer, Ports], str] = {}
     characters = 0
@@ -327,7 +327,10 @@ def _egress(policies: Iterable[NetworkPolicy], context: Objects) -> Iterator[All
 
 
 def _ports(targets: tuple[RulePorts, ...] | None, receiver: Pod | None) -> Iterator[Ports]:
-    """Yield the ports that a rule allows. Named ports are resolved for the pod ``receiver``."""
+    """Yield the ports that a rule allows, as (first, last, protocol).
+
+    ``targets`` are the rule's ports, or None for all. A named port is a port of ``receiver``.
+    """
     if targets is None:
         yield _ALL
     for target in targets or ():
@@ -346,7 +349,10 @@ def _named(target: RulePorts, receiver: Pod | None) -> Iterator[Ports]:
 def _peers(
     others: tuple[Other, ...] | None, policy: NetworkPolicy, context: Objects
 ) -> Iterator[tuple[Peer, Pod | None]]:
-    """Yield the peers of a rule as pairs (peer, pod). For a prefix, the pod is None."""
+    """Yield a rule's peers as pairs (peer of niso's policy, pod). For prefixes, the pod is None.
+
+    ``others`` are the peers in the rule of ``policy``, or None for all.
+    """
     if others is None:
         yield from ((peer, None) for peer in _EVERYWHERE)
     blocks: dict[str, None] = {}
@@ -396,9 +402,9 @@ def _prefixes(cidr: str, excluded: tuple[str, ...]) -> Iterator[str]:
 def _left(
     first: int, length: int, bits: int, excepted: list[tuple[int, int]]
 ) -> Iterator[tuple[int, int]]:
-    """Yield the parts (first address, length) of a prefix outside the ranges ``excepted``.
+    """Yield prefixes (first address, length) that cover a prefix except the ranges ``excepted``.
 
-    Addresses are integers. ``bits`` is 32 or 128.
+    Addresses are integers, and ranges are pairs (first, last). ``bits`` is 32 or 128.
     """
     last = first + (1 << (bits - length)) - 1
     inside = [(low, high) for low, high in excepted if low <= last and high >= first]

@@ -33,7 +33,7 @@ _SIMILAR = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_.")
 
 
 class _LateProcesses:
-    """A stand-in for `Processes`, whose 15 modules are imported on first use: in an undo."""
+    """A proxy for `Processes`, whose 15 modules are imported on first use, in an undo."""
 
     def __getattr__(self, name: str) -> Any:
         from niso.runtime.processes import Processes
@@ -64,11 +64,11 @@ def _joined() -> Config | None:
 def find(
     machine: Machine, owner: str, id: str, netns: str, wanted: str, similar: bool = False
 ) -> tuple[AttachedRow | None, str]:
-    """Find a container's attachment. Return (attachment, its name).
+    """Return (attachment of a container's namespace, its name).
 
-    If the namespace is not attached, the result is None and the name of the container's former
-    attachment, or else an unused name like ``wanted``. ``owner`` is the engine, ``id`` the
-    container, and ``netns`` the path of its namespace. ``similar`` is as for `label`.
+    If the namespace is not attached, returns (None, name of the container's former attachment), or
+    else (None, an unused name like ``wanted``). ``owner`` is the engine, ``id`` the container, and
+    ``netns`` the path of its namespace. ``similar`` is as for `label`.
     """
     known = machine.store.attachments.all(owner, id)
     there = machine.kernel.cookie_at(netns)
@@ -81,7 +81,7 @@ def find(
 def endpoint(
     store: Store, name: str, network: NetworkRecord
 ) -> tuple[AttachedLink, str, list[tuple[SubnetRecord, str]]]:
-    """Return an attachment's interface on a network, the MAC address and the IP addresses.
+    """Return (interface, MAC address, IP addresses) of the attachment ``name`` on a network.
 
     Each IP address is a pair (subnet, address with prefix length).
     """
@@ -98,7 +98,7 @@ def label(text: str, similar: bool = False) -> str:
     """Convert a string to a valid service name. A hash is appended if the string was changed.
 
     With ``similar``, no hash is appended if only capital letters, ``_`` and ``.`` were replaced:
-    ``My_Web.1`` becomes ``my-web-1``. Two strings may then have the same name.
+    ``My_Web.1`` becomes ``my-web-1``. Two strings may then become the same name.
     """
     lower = text.lower() if text.isascii() else text
     plain = "".join(c if c.isascii() and (c.islower() or c.isdigit()) else "-" for c in lower)
@@ -114,7 +114,7 @@ def label(text: str, similar: bool = False) -> str:
 
 
 def aliases(texts: Iterable[object], but: str) -> tuple[str, ...]:
-    """Return those of ``texts`` that are valid aliases, in lower case, except the name ``but``."""
+    """Return the valid aliases among ``texts``, in lower case, without the name ``but``."""
     valid: dict[str, None] = {}
     for text in texts:
         try:
@@ -161,9 +161,10 @@ def mtu(text: str | None, option: str) -> int | None:
 
 
 def options(given: Any, known: tuple[str, ...], what: str, prefix: str = "") -> dict[str, str]:
-    """Return an engine's options as strings. Raises InvalidInput for an unknown option.
+    """Return an engine's options {key: value} as strings.
 
-    An unknown option is not ignored, because it may be a mistyped policy.
+    Raises InvalidInput for an option that is not in ``known``: it may be a mistyped policy. The
+    error names the option after ``what`` and ``prefix``.
     """
     strings = {str(key): str(value) for key, value in (given or {}).items()}
     if unknown := sorted(strings.keys() - set(known)):
@@ -183,13 +184,13 @@ OWN_OPTIONS = ("name", "aliases", "allow_from", "deny_from", "egress_allow", "eg
 def labels(
     given: object, image: Callable[[], object], own: Mapping[str, str], where: str
 ) -> dict[str, str]:
-    """Return the options in a container's labels ``niso.KEY``, by KEY.
+    """Return {KEY: value} from a container's labels ``niso.KEY``, without the keys of ``own``.
 
     ``given`` are all labels of the container. ``image`` returns the labels of its image, or None if
-    they are unknown. ``own`` are options that the container has without labels: they are left out
-    of the result. In errors, ``where`` precedes their keys. Raises InvalidInput for an unknown
-    label, a label that contradicts ``own``, and a label of the image: the author of an image must
-    not choose a name that policies of other services allow.
+    they cannot be read. ``own`` are options that the container has by other means than labels. In
+    errors, ``where`` precedes the keys of ``own``. Raises InvalidInput for an unknown label, a
+    label that contradicts ``own``, and a label of the image: the author of an image must not choose
+    a name that policies of other services allow.
     """
     some = given if isinstance(given, dict) else {}
     found = {str(key): str(value) for key, value in some.items() if str(key).startswith(LABEL)}
@@ -220,10 +221,9 @@ def words(text: str) -> list[str]:
 
 
 def policies(*given: tuple[Mapping[str, object], str]) -> Policy:
-    """Combine several tables of policy keys into a policy.
+    """Combine mappings of policy keys into a policy that allows only packets that each allows.
 
-    The policy allows a packet only if each table allows the packet. ``given`` are pairs (table,
-    prefix of the keys in error messages).
+    ``given`` are pairs (mapping, prefix of the keys in error messages). Other keys are ignored.
     """
     return combined(
         policy({key: some[key] for key in POLICY_KEYS if key in some}, where)
@@ -232,7 +232,7 @@ def policies(*given: tuple[Mapping[str, object], str]) -> Policy:
 
 
 def policy(given: Mapping[str, object], where: str) -> Policy:
-    """Parse a policy from a table. ``where`` prefixes its keys in errors. Raises InvalidInput."""
+    """Parse a mapping of `POLICY_KEYS`. ``where`` precedes keys in errors. Raises InvalidInput."""
     if not given:
         return Policy()
     from niso.manifest.policy import denials, parse_entry  # most calls have none
@@ -260,7 +260,7 @@ def policy(given: Mapping[str, object], where: str) -> Policy:
 
 
 def flag(value: object, where: str) -> bool:
-    """Parse a boolean, which engines pass as a string. Raises InvalidInput."""
+    """Parse a boolean of an engine. In errors, ``where`` is the key. Raises InvalidInput."""
     text = str(value).lower()
     if text not in ("true", "1", "false", "0"):
         raise InvalidInput(f"{where}={value}: not a truth value", "true or false")
@@ -268,7 +268,7 @@ def flag(value: object, where: str) -> bool:
 
 
 def free_name(machine: Machine, wanted: str, id: str, similar: bool = False) -> str:
-    """Return an unused name for an attachment: ``wanted``, or with ``id`` appended.
+    """Return an unused name for an attachment, from ``wanted``, or else ``wanted`` and ``id``.
 
     ``similar`` is as for `label`.
     """
@@ -280,10 +280,10 @@ def free_name(machine: Machine, wanted: str, id: str, similar: bool = False) -> 
 
 
 def joined(store: Store, request: Request) -> Request:
-    """Return a request for one more network with the networks, ports and aliases that are attached.
+    """Add the present networks, ports and aliases of an attachment to a request for a new network.
 
-    The policy of a Kubernetes pod is taken over too. Raises Conflict if the attachment has another
-    interface on the new network, or the same interface on another network.
+    The policy of a Kubernetes pod is added too. Returns the new request. Raises Conflict if the
+    attachment has another interface on the new network, or the same interface on another network.
     """
     now = attach.current(store, request.name)
     if now is None:
@@ -313,7 +313,7 @@ def joined(store: Store, request: Request) -> Request:
 
 
 def take_off(machine: Machine, attached: AttachedRow, goes: Callable[[AttachedLink], bool]) -> None:
-    """Remove the interfaces for which ``goes`` is true. Detach the attachment if none remains."""
+    """Remove the interfaces for which ``goes`` returns True. If none remains, detach."""
     store = machine.store
     links = store.attachments.links(attached.service)
     left = {link.network for link in links if not goes(link)}
@@ -340,7 +340,10 @@ MALFORMED = (TypeError, KeyError, ValueError, AttributeError, OverflowError, Rec
 
 
 def run(call: Callable[[], object], failed: Callable[[Exception], object]) -> None:
-    """Print the result of ``call``, or after an error that of ``failed``, as JSON. Then exit."""
+    """Print the result of ``call`` as JSON and exit with 0.
+
+    After an error, prints the result of ``failed`` and exits with 1. Prints no result None.
+    """
     status = 0
     try:
         answer = call()
@@ -389,6 +392,9 @@ def one_line(error: Exception, call: str = "this call") -> str:
 
 
 def malformed(error: Exception, call: str) -> str:
-    """Format an exception of `MALFORMED`: a key is missing, or a value has a wrong type."""
+    """Format a message: a key is missing in ``call``, or a value has a wrong type.
+
+    ``error`` is the exception that reading the value raised.
+    """
     what = f"has no {error}" if isinstance(error, KeyError) else f"is malformed: {error}"
     return f"{call} {what}"

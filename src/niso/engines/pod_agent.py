@@ -6,8 +6,8 @@ killed at any point: a pod has either the policy `CLOSED` or its own.
 
 Running pods are updated before a new pod starts: their policies may still refer to an earlier pod
 with the new pod's name. Kubernetes namespaces whose policies need few nftables elements are updated
-first, and the number of elements of each Kubernetes namespace is limited. The users of one such
-namespace therefore cannot delay the pods of others.
+first, and the number of elements of each Kubernetes namespace is limited. The users of one
+Kubernetes namespace therefore cannot delay the pods of another.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _GROUP = "/apis/networking.k8s.io/v1"
 class PodAgent:
     """An agent that applies network policies to the pods of this node.
 
-    ``connect`` returns a new client of the API server.
+    ``connect`` returns a new client of the API server. ``log`` prints a message.
     """
 
     def __init__(self, connect: Callable[[], ApiServer], log: Callable[[str], None]) -> None:
@@ -68,8 +68,11 @@ class PodAgent:
         self.policies = stream(f"{_GROUP}/networkpolicies", network_policies.network_policy)
 
     def poll(self, machine: Machine) -> list[str]:
-        """Update the policies of all pods once. Return the changed attachments. Raises Error."""
-        if not all(watch.is_known for watch in (self.pods, self.spaces, self.policies)):
+        """Update the policies of all pods once. Return the names of changed attachments.
+
+        Does nothing before pods, namespaces and policies have been listed. Raises Error.
+        """
+        if not all(watch.is_filled for watch in (self.pods, self.spaces, self.policies)):
             return []
         attachments = machine.store.attachments
         active = {row.name for row in attachments.rows() if row.active}
@@ -79,7 +82,7 @@ class PodAgent:
             if attached.service in active and (pod := pod_of(attached)) is not None
         }
         errors: list[Error] = []
-        new = {name for name, (attached, _) in local.items() if not stands(attached)}
+        new = {name for name, (attached, _) in local.items() if not is_applied(attached)}
         unread = {name for name in sorted(new) if not self._has_read(local[name][1], errors)}
         pods = self.pods.objects()
         listed = {name: pods.get(pod[:2]) for name, (_, pod) in local.items()}
@@ -123,10 +126,10 @@ class PodAgent:
     def _wanted(
         self, known: Mapping[str, Pod], context: Objects
     ) -> tuple[dict[str, Policy], dict[str, int]]:
-        """Return the policies by pod, and the number of nftables elements by Kubernetes namespace.
+        """Return ({attachment: policy}, {Kubernetes namespace: number of nftables elements}).
 
-        If the policy of a pod, or the policies of its namespace, would be too large, the pod's
-        policy is `CLOSED`.
+        ``known`` are the pods by the names of their attachments. If the policy of a pod, or the
+        policies of its Kubernetes namespace, would be too large, the pod's policy is `CLOSED`.
         """
         policies: dict[str, Policy] = {}
         each: dict[Policy, int] = {}
@@ -154,10 +157,10 @@ class PodAgent:
         return policies, costs
 
     def _has_read(self, pod: PodId, errors: list[Error]) -> bool:
-        """Read a new pod and its policies from the API server, because a watch may lag behind.
+        """Read a new pod and its policies from the API server into the caches of the watches.
 
-        Returns False after an error, which is added to ``errors``, or if ``errors`` has one
-        already.
+        The watches may not have reported them yet. Adds an error to ``errors``. Returns False after
+        an error, and without a request if ``errors`` is not empty.
         """
         namespace, name, _ = pod
         space = quote(namespace, safe="")
@@ -181,17 +184,20 @@ class PodAgent:
         return True
 
     def _apply(self, machine: Machine, attached: AttachedRow, policy: Policy) -> bool:
-        """Apply a pod's policy, or `CLOSED` if it is invalid. Return whether anything changed."""
+        """Apply a pod's policy, or `CLOSED` if it is invalid. Return whether the request changed.
+
+        Returns False if the pod is no longer attached or its namespace no longer exists.
+        """
         now = attach.current(machine.store, attached.service)
         if now is None or not attached.lives(machine.kernel):
             return False
-        wanted = standing(now, policy)
+        wanted = applied(now, policy)
         try:
             if wanted != now:
                 attach.attach(machine, wanted, instead_of=attached)
         except InvalidInput as error:
             self._say(attached.service, f"{error.message}: it is closed")
-            wanted = standing(now, CLOSED)
+            wanted = applied(now, CLOSED)
             if wanted != now:
                 attach.attach(machine, wanted, instead_of=attached)
         return wanted != now
@@ -235,7 +241,7 @@ class PodAgent:
                 self._wake.set()
 
     def stop(self) -> None:
-        """Make `run` return within a short time."""
+        """Make `run` return soon. Does not wait for its end."""
         self._over.set()
         self._wake.set()
 
@@ -261,41 +267,41 @@ type PodId = tuple[str, str, str]
 
 
 def agent_runs() -> bool:
-    """Wake the agent if it is running. Return whether it is."""
+    """Make a running agent update the policies now. Return False if no agent runs."""
     return systemd.wake_agent(KUBERNETES)
 
 
 def closed(request: Request, pod: PodId) -> Request:
-    """Return a pod's request with the policy `CLOSED`, labelled as waiting."""
+    """Return a pod's request with the policy `CLOSED`, and a label that `is_applied` refuses."""
     own = {**dict(zip((_NAMESPACE, _NAME, _UID), pod, strict=True)), _POLICY: _WAITS}
     labels = {**dict(request.labels), **own}
     return request._replace(policy=CLOSED, labels=tuple(sorted(labels.items())))
 
 
-def standing(request: Request, policy: Policy) -> Request:
-    """Return a pod's request with the pod's own policy, labelled as applied."""
+def applied(request: Request, policy: Policy) -> Request:
+    """Return a pod's request with the pod's own policy, and the label for `is_applied`."""
     labels = {**dict(request.labels), _POLICY: _STANDS}
     return request._replace(policy=policy, labels=tuple(sorted(labels.items())))
 
 
 def pod_of(attached: AttachedRow) -> PodId | None:
-    """Return the pod of an attachment, or None if the attachment's policy is not the agent's."""
+    """Return the pod of an attachment, or None if it is no pod whose policy the agent applies."""
     labels = requested_settings(attached).get("labels", {})
     known = (labels.get(_NAMESPACE, ""), labels.get(_NAME, ""), labels.get(_UID, ""))
     return known if _POLICY in labels and all(known) else None
 
 
-def stands(attached: AttachedRow) -> bool:
+def is_applied(attached: AttachedRow) -> bool:
     """Return whether the agent has applied the policy of the attached pod."""
     return bool(requested_settings(attached).get("labels", {}).get(_POLICY) == _STANDS)
 
 
 def wait(store: Store, service: str, limit_s: float) -> bool:
-    """Wait up to ``limit_s`` seconds for a pod's policy. Return whether it was applied."""
+    """Wait up to ``limit_s`` seconds until a pod's policy is applied. Return whether it is."""
     until, pause = time.monotonic() + limit_s, _FIRST_S
     while True:
         attached = store.attachments.get(service)
-        if attached is None or stands(attached):
+        if attached is None or is_applied(attached):
             return attached is not None
         if time.monotonic() > until:
             return False
@@ -312,7 +318,7 @@ _MARK = "# written by niso kubernetes --enable, removed by --disable; state fold
 
 
 def follow(machine: Machine, config: str, log: Callable[[str], None]) -> Following:
-    """Build the agent for the kubeconfig ``config``, and return functions that run and stop it.
+    """Return the functions that run and stop an agent for the kubeconfig at the path ``config``.
 
     Raises Error if the kubeconfig is unusable.
     """
@@ -333,7 +339,7 @@ def follow(machine: Machine, config: str, log: Callable[[str], None]) -> Followi
 
 
 def unit_texts(config: str, state_id: str) -> dict[str, str]:
-    """Return {path: text} of the agent's unit, and of the drop-in that starts it at boot."""
+    """Return {path: text} of the agent's systemd unit and of the drop-in that starts it at boot."""
     mark = f"{_MARK}{state_id}"
     words = ("kubernetes", "--kubeconfig", config)
     files = {
@@ -344,7 +350,7 @@ def unit_texts(config: str, state_id: str) -> dict[str, str]:
 
 
 def enable(machine: Machine, config: str, report: Report = silent) -> bool:
-    """Write and start the agent's systemd unit; return whether the unit changed. Raises Error."""
+    """Write and start the agent's systemd unit. Return whether the unit changed. Raises Error."""
     config = os.path.abspath(config)
     ApiServer(api_server.read(config))
     units, state_id = machine.processes.units, machine.store.state_id()
