@@ -4,10 +4,10 @@
 to this host, and writes this host's services to etcd. One such synchronisation is called a poll.
 The agent can be killed at any point, because all of its state is in files: the store, and the id of
 this host's etcd lease in the run folder. While the agent or etcd is down, services continue to run,
-but this host does not learn of changes on other hosts.
+but changes on other hosts do not reach this host.
 
-Another file contains the time of the last poll, and the times at which missing hosts disappeared.
-These are times of this host's monotonic clock. Clocks of different hosts are never compared.
+Another file contains the time of the last poll, and when each dead host was first found dead, on
+this host's monotonic clock. Clocks of different hosts are never compared.
 """
 
 from __future__ import annotations
@@ -106,11 +106,11 @@ class Agent:
     def poll(
         self, store: Store, kernel: Kernel, engine: Etcd, now_s: float, whole: bool = True
     ) -> list[str]:
-        """Synchronise with etcd once. Return the services of other hosts that changed.
+        """Synchronise with etcd once. Return the names of other hosts' services that changed.
 
-        Without ``whole``, only services that changed in etcd since the last poll are compared. All
-        services are compared nevertheless if the last poll was not completed, or if hosts or
-        networks have changed. ``now_s`` is a monotonic time in seconds. Raises NoAnswer and Error.
+        Without ``whole``, only services that changed in etcd since the last poll are compared,
+        unless that poll was not completed, or hosts or networks have changed. ``now_s`` is a
+        monotonic time in seconds. Raises NoAnswer and Error.
         """
         if whole:
             self._view.doubt()
@@ -139,7 +139,7 @@ class Agent:
         self._wrong = now.wrong
         claims = Claims(engine, self.host, self.keys)
         fenced = mirror.fenced(store, now, self.host)
-        lost, is_sure = self._still(store, claims, fenced), not fenced
+        lost, is_sure = self._taken_over(store, claims, fenced), not fenced
         if member:
             others, is_so = self._own.bring(store, kernel, claims, now, now_s)
             lost, is_sure = sorted({*lost, *others}), is_sure and is_so
@@ -190,7 +190,7 @@ class Agent:
         return True
 
     def _spans(self, store: Store, kernel: Kernel, engine: Etcd, member: bool) -> list[str]:
-        """Return the names of this host's networks that span hosts, after comparing them with etcd.
+        """Compare this host's networks that span hosts with etcd. Return the names of those left.
 
         If this host is in the cluster (``member``), a network that etcd lacks is removed from this
         host. If services of this host use the network, it is written to etcd again instead.
@@ -223,10 +223,10 @@ class Agent:
         except Conflict as error:
             self._say(f"the cluster does not have network {name} any more: {error.message}")
 
-    def _still(self, store: Store, claims: Claims, lost: list[str]) -> list[str]:
-        """Return the services in ``lost`` that another host has reserved, as etcd shows it now.
+    def _taken_over(self, store: Store, claims: Claims, lost: list[str]) -> list[str]:
+        """Return those services in ``lost`` that another host has now reserved in etcd.
 
-        The agent requests another poll for a service that a command is changing.
+        A service that a command is changing is left out, and the agent requests another poll.
         """
         ended = []
         for service in lost:
@@ -264,10 +264,10 @@ class Agent:
             self.log(text)
 
     def _guarded(self, store: Store, now: EngineView, now_s: float) -> EngineView:
-        """Return the state ``now`` of the cluster, corrected if too many hosts disappeared at once.
+        """Return the cluster's state ``now``, but with all hosts if too many disappeared at once.
 
         If etcd has lost its data, or this host's member is cut off, all other hosts seem to have
-        disappeared. The corrected state still contains them, until `GUARD_S` seconds have passed.
+        disappeared. They and their services therefore stay for `GUARD_S` seconds.
         """
         others = [host for host in now.hosts if host.name != self.host]
         empty = not any(
@@ -345,9 +345,7 @@ class Agent:
     def read_hosts(
         self, engine: Etcd, now_s: float
     ) -> tuple[tuple[HostEntry, ...], HostEntry | None]:
-        """Return (all hosts of the cluster, this host or None). Raises NoAnswer. Only keys that
-        have changed since the last call are decoded.
-        """
+        """Return (all hosts of the cluster, this host or None if it has left). Raises NoAnswer."""
         item = ClusterKeys(engine, self.keys).host_item(self.host)
         items = self.host_keys.items(engine, now_s, item)
         if items is not self._host_items:
@@ -361,13 +359,13 @@ class Agent:
         return self._hosts, self._decoded.get(item) if item is not None else None
 
     def kept(self, network: str) -> WatchedKeys:
-        """Return the cache of the address keys of a network."""
+        """Return the cache of a network's address keys in etcd."""
         if network not in self._kept:
             self._kept[network] = WatchedKeys(self.keys.addresses(network))
         return self._kept[network]
 
     def watch(self, networks: Iterable[str]) -> None:
-        """Watch the keys of hosts and of these networks in etcd, each in a thread of its own."""
+        """Start threads that watch the keys of hosts and of these networks in etcd."""
         watched = [(self.keys.hosts, self.host_keys, False)]
         watched += [(self.keys.network(name), self.kept(name), True) for name in networks]
         for prefix, kept, hurry in watched:
@@ -414,7 +412,7 @@ class Agent:
             self._over.wait(MEND_S)
 
     def _alive(self) -> None:
-        """Renew this host's etcd lease periodically. Write the agent's lag to etcd, if any."""
+        """Renew this host's etcd lease until `stop`. Write to etcd how long changes have waited."""
         engine = connected(self.connect, self._over)
         path = os.path.join(paths.run_dir(), "lease")
         lease, said = 0, True  # an earlier process may have reported its lag with the same lease
@@ -443,9 +441,9 @@ def _text(error: Exception) -> str:
 
 
 def last() -> tuple[float | None, dict[str, float]]:
-    """Return (time of the last poll, {missing host: time since which it is missing}).
+    """Return (time of the last poll, {dead host: time at which a poll first found it dead}).
 
-    The times are seconds of the monotonic clock. Without a record, returns (None, {}).
+    The times are seconds of the monotonic clock. If no poll is recorded, returns (None, {}).
     """
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         kept = json.loads(files.read(_path()) or b"{}")
@@ -455,7 +453,7 @@ def last() -> tuple[float | None, dict[str, float]]:
 
 
 def note(gone: Iterable[str], now_s: float) -> None:
-    """Record the time ``now_s`` of a poll, and ``gone``: the missing hosts. Raises OSError."""
+    """Record for `last` that a poll at the time ``now_s`` found the hosts ``gone`` dead."""
     before = last()[1]
     now = {host: before.get(host, now_s) for host in sorted(gone)}
     kept = json.dumps({"at": now_s, "gone": now})
@@ -485,10 +483,10 @@ _BACK_OFF_S = (0.2, 5.0)
 
 
 class WatchedKeys:
-    """A cache of the etcd keys with a prefix. One thread may watch, another may read.
+    """A cache of the etcd keys with a prefix. One thread may call `follow`, another `items`.
 
-    While no watch updates the cache, each read asks etcd whether the cache is still up to date. All
-    times are seconds of the monotonic clock.
+    While no watch updates the cache, `items` asks etcd whether the cache is up to date. All times
+    are seconds of the monotonic clock.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -502,7 +500,7 @@ class WatchedKeys:
         self._whole_s: float | None = None  # when all keys were last read
 
     def begin(self, engine: Etcd, now_s: float) -> int:
-        """Read all keys, and return the revision at which a new watch starts. Raises NoAnswer."""
+        """Read all keys. Return the revision at which the new watch must start. Raises NoAnswer."""
         self.lose()
         self.items(engine, now_s)
         with self._lock:
@@ -544,8 +542,8 @@ class WatchedKeys:
     ) -> None:
         """Watch a prefix in etcd until ``over`` is set, and update this cache by the events.
 
-        ``prefix`` may be shorter than that of the cache. ``notice(hurry)`` is called after each
-        change: with True, the change should be applied at once.
+        ``prefix`` may be shorter than that of the cache. After each change, this function calls
+        ``notice(hurry)``. After a gap between two watches, it calls ``notice(True)``.
         """
         wait = _BACK_OFF_S[0]
         engine = connected(connect, over)
@@ -571,14 +569,14 @@ class WatchedKeys:
                 wait = min(2 * wait, _BACK_OFF_S[1])
 
     def lose(self) -> None:
-        """Make each read check the cache with etcd from now on, because no watch updates it."""
+        """Record that no watch updates the cache, so that `items` compares it with etcd."""
         with self._lock:
             self._is_followed = False
 
     def items(
         self, engine: Etcd, now_s: float, known: KeyValue | None = None
     ) -> dict[str, KeyValue]:
-        """Return all keys with the prefix, by name. An outdated cache is first updated from etcd.
+        """Return {name: key with value} for all keys with the prefix. Updates an outdated cache.
 
         If nothing has changed, the dict is the same object as before. ``known`` is a key that the
         caller has just read. If it differs from the cache, all keys are read.
@@ -614,7 +612,7 @@ class WatchedKeys:
         return items
 
     def _checked(self, engine: Etcd, now_s: float) -> dict[str, KeyValue] | None:
-        """Return the cached keys if etcd's fingerprint of the keys confirms them, or else None."""
+        """Return the cached keys, or None if `Etcd.mark` shows that etcd has others."""
         with self._lock:
             before = self._at
         revision, newest, lease, number = engine.mark(self.prefix)
@@ -632,7 +630,7 @@ class WatchedKeys:
 
 
 def connected(connect: Callable[[], Etcd], over: threading.Event) -> Etcd | None:
-    """Connect to etcd, with retries. Return None if ``over`` is set before this succeeds."""
+    """Call ``connect`` until it succeeds and return its result, or None if ``over`` is set."""
     while not over.is_set():
         try:
             return connect()
@@ -647,23 +645,23 @@ def about(seconds: float) -> float:
 
 
 class Lag:
-    """A measurement of how long changes wait for the agent. Several threads may call `notice`."""
+    """A measurement of how long changes wait for a poll. Several threads may call `notice`."""
 
     def __init__(self) -> None:
         self._since_s: float | None = None
         self._last_s = 0.0
 
     def notice(self, now_s: float) -> None:
-        """Record that a change waits to be applied."""
+        """Record that at ``now_s`` a change came that a poll must apply."""
         self._last_s = now_s
         if self._since_s is None:
             self._since_s = now_s
 
     def caught_up(self, began_s: float) -> None:
-        """Record that a poll has applied all changes from before ``began_s``, when it began."""
+        """Record that a poll that began at ``began_s`` has applied all earlier changes."""
         self._since_s = self._last_s if self._last_s > began_s else None
 
     def seconds(self, now_s: float) -> float:
-        """Return for how many seconds the oldest pending change has waited, or 0."""
+        """Return how many seconds the oldest change that waits has waited, or 0 if none waits."""
         since_s = self._since_s
         return 0.0 if since_s is None else max(0.0, now_s - since_s)

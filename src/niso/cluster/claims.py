@@ -4,11 +4,11 @@ The claim of a service consists of etcd keys: one for the service, one for each 
 each name. One transaction changes all of them, so two hosts cannot reserve the same address or
 name.
 
-Each claim contains a random id, its mark. If etcd does not answer a request, this host reads the
-claim. If the claim in etcd has the mark of the request, the request was carried out. Otherwise etcd
-may still carry out the request later. This host therefore sends the request again, with a condition
-that at most one of the two requests can meet. It repeats this until the claim in etcd shows which
-host has reserved the service.
+Each claim contains a random id, its ``mark``. If etcd does not answer a request, this host reads
+the claim. If the claim in etcd has the id of the request, the request was carried out. Otherwise
+etcd may still carry out the request later. This host therefore sends the request again, with a
+condition that at most one of the two requests can meet. It repeats this until the claim in etcd
+shows which host has reserved the service.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ MOST_KEYS = key_values.MOST_NAMES
 class Wanted(NamedTuple):
     """The addresses and names that a host wants to reserve for a service.
 
-    A preferred address is used only if it is free. A requested address that is not free causes an
-    error.
+    A preferred address that is not free is ignored. A requested address that is not free causes an
+    error. Both are mappings of networks to addresses.
     """
 
     service: str
@@ -82,19 +82,17 @@ class Claims:
     ) -> ClusterClaim:
         """Reserve a service's addresses and names for this host. Return the resulting claim.
 
-        With ``keep``, former addresses and names stay reserved until the service is published: this
-        host still uses them, and an undo may need them. With ``take``, the claim of another host is
-        taken over if that host's lease has expired. ``since`` is the number ``gen`` of the claim
-        that this host has recorded. A claim of another host with a lower ``gen`` comes from a
-        backup, and is replaced.
+        With ``keep``, former addresses and names stay reserved until `publish`: this host still
+        uses them, and an undo may need them. With ``take``, this host takes over the claim of a
+        dead host. ``since`` is the number ``gen`` of this host's recorded claim, or 0. A claim of
+        another host with a lower ``gen`` comes from a backup, and is replaced.
 
-        A service with a service address can be on several hosts. This host joins them if one of
-        them is alive, or if the ``gen`` of their claim is ``since``. With ``renew``, the claim is
-        written even if nothing changes, so that an earlier unanswered request can no longer be
-        carried out.
+        A service with a service address can be on several hosts. This host is added to them if one
+        is alive, or if the ``gen`` of their claim is ``since``. With ``renew``, the claim is
+        written even if nothing changes, so that etcd can no longer carry out an earlier request.
 
         Raises Conflict if another host has reserved the service, or another service an address or
-        name. Raises NotFound for an unknown network.
+        name. Raises NotFound if etcd lacks a network.
         """
         mark, raced = os.urandom(16).hex(), False
 
@@ -131,9 +129,10 @@ class Claims:
     def publish(
         self, service: str, mark: str, up: bool, about: Mapping[str, Any] | None = None
     ) -> bool:
-        """Write to etcd whether a service is up, and the fields ``about`` that other hosts display.
+        """Write to etcd whether a service is up, and ``about``: the fields of `shown_values`.
 
-        Returns False if this host no longer has the claim with the id ``mark``.
+        Former addresses and names are released. Returns False if this host no longer has the claim
+        with the id ``mark``.
         """
 
         def change(claim: ClusterClaim, items: dict[str, KeyValue]) -> list[Put | Delete]:
@@ -191,10 +190,10 @@ class Claims:
     def _changed(self, service: str, mark: str, change: Any, gives_up: bool) -> bool:
         """Change the keys of this host's claim of a service, in one transaction.
 
-        ``change`` gets the claim and its keys, and returns the writes. ``gives_up`` is true if
-        these writes delete the claim: after a request without an answer, an absent claim then shows
-        that etcd has carried out the request. Returns False if this host does not have the claim
-        with the id ``mark``.
+        ``change(claim, {name: key})`` returns Put and Delete operations. ``gives_up`` is true if
+        they delete the claim: after a request without an answer, an absent claim then shows that
+        etcd has carried out the request. Returns False if this host does not have the claim with
+        the id ``mark``.
         """
         own = self.keys.service(service)
 
@@ -285,12 +284,11 @@ class Claims:
         renew: bool = False,
         raced: bool = False,
     ) -> tuple[ClusterClaim, Txn] | None:
-        """Compute the claim to request, and the transaction that writes it.
+        """Return (claim to request, transaction that writes it), or None if nothing changes.
 
         ``have`` is the service's present claim. ``joins`` is true if this host will have the
         service in addition to the hosts that have it. ``raced`` is true if another host has changed
-        the keys during an earlier attempt. The other parameters are those of `claim`. Returns None
-        if ``have`` is already as requested.
+        the keys during an earlier attempt. The other parameters are those of `claim`.
         """
         conditions = [Compare(self.keys.service(wanted.service), have.revision if have else 0)]
         takes = have is not None and have.host != self.host and have.gen >= since and not joins
@@ -379,8 +377,8 @@ class Claims:
     ) -> Iterator[Put]:
         """Yield Put operations for the address and name keys of a claim.
 
-        ``known`` are the present keys. If the claim already was this host's (``is_own``), the
-        addresses that are up stay up.
+        ``known`` are the present keys by name. ``is_own`` is true if this host already has the
+        claim: the field ``up`` of its address keys then does not change.
         """
         for network, addresses in claim.networks.items():
             for address in addresses:
@@ -399,10 +397,10 @@ class Claims:
         items: dict[str, KeyValue],
         raced: bool,
     ) -> tuple[str, ...]:
-        """Choose a service's address in each subnet of a network.
+        """Choose and return a service's address in each subnet of a network.
 
         The order of preference is: the requested address, the present address, a free preferred
-        address, any free address. ``raced`` has the same meaning as in `_planned`.
+        address, any free address. ``items`` are the network's keys. ``raced`` is as in `_planned`.
         """
         prefix = self.keys.addresses(network)
         spec = spec_of(network, items[self.keys.spec(network)])
@@ -459,7 +457,7 @@ def without(
 ) -> Iterator[Put]:
     """Yield Put operations that remove one host from a claim that several hosts share.
 
-    ``items`` are the present keys of the service and of its addresses.
+    ``items`` are the present keys of the service and its addresses, by name.
     """
     key = keys.service(claim.service)
     value = key_values.left(decode(items[key].value, key), host)
@@ -477,10 +475,10 @@ def _listed(words: Iterable[str]) -> str:
 def _free(
     net: subnets.Network, gateway: str, taken: dict[str, Any], raced: bool, network: str
 ) -> str:
-    """Return the lowest free address of a subnet.
+    """Return the lowest free address of a subnet, or if ``raced`` a random low one.
 
-    If ``raced``, returns a random one of the `NEAR` lowest, so that another host is unlikely to
-    choose the same address. Raises Conflict if no address is free.
+    With a random address, another host is unlikely to choose the same address. ``taken`` has the
+    used addresses as keys. Raises Conflict if no address is free.
     """
     base = int(net.network_address)
     known = map(ipaddress.ip_address, filter(key_values.is_address, taken))

@@ -130,7 +130,7 @@ def _errors(config: Config) -> Iterator[Error]:
 
 
 def host_name(text: str, key: str) -> str:
-    """Return ``text`` if a host or service can have this name. Raises InvalidInput."""
+    """Return ``text`` if it is a valid name of a host. Raises InvalidInput."""
     return values.host_label(text, key)
 
 
@@ -190,9 +190,10 @@ def text_of(config: Config) -> str:
 
 
 def toml_of(head: str, values: object) -> str:
-    """Format a named tuple as TOML, below the comment ``head``. Its named tuples are tables.
+    """Format a named tuple as TOML, below the comment ``head``.
 
-    The values have types that JSON and TOML write in the same way.
+    A field that is a named tuple becomes a table. Other fields have values whose JSON is also
+    TOML. Fields that are None are left out.
     """
     lines = [head]
     for name, value in convert.plain(values).items():

@@ -39,9 +39,10 @@ _LENGTH = 64
 
 
 def chosen(kernel: Kernel, asked: str) -> str:
-    """Return how this host encrypts: "kernel" or "userspace". Raises Error if it cannot encrypt.
+    """Return "kernel" if this host's kernel has WireGuard, or else "userspace" (wireguard-go).
 
-    "userspace" is returned only if the kernel cannot encrypt and ``asked`` is "userspace".
+    Raises Error if this host cannot encrypt, or only with wireguard-go and ``asked`` is not
+    "userspace".
     """
     why = kernel.why_no_ipv6()  # addresses inside the tunnel are IPv6
     if why is not None:
@@ -65,12 +66,12 @@ def address(cluster: str, host: str) -> str:
 
 
 def mtu(between: str, link: int) -> int:
-    """Return the MTU of a tunnel from the address ``between`` over a link with the MTU ``link``."""
+    """Return the tunnel's MTU over an interface with address ``between`` and MTU ``link``."""
     return link - HEADERS[6 if ":" in between else 4]
 
 
 def require_mtu(between: str, link: int) -> None:
-    """Raise Error if the MTU ``link`` is too small for a tunnel from the address ``between``."""
+    """Raise Error if an interface's MTU ``link`` is too small for a tunnel from ``between``."""
     least = LEAST_MTU + link - mtu(between, link)
     if link < least:
         raise Error(
@@ -80,7 +81,7 @@ def require_mtu(between: str, link: int) -> None:
 
 
 def prepare(kernel: Kernel) -> str:
-    """Create this host's key pair if it is missing. Return the public key. Raises KernelError."""
+    """Return this host's public key. Creates the key pair if missing. Raises KernelError."""
     path = paths.wireguard_key()
     held = files.read(path)
     private, public = kernel.wireguard_keys(held.decode("ascii", "replace").strip() if held else "")
@@ -129,7 +130,7 @@ def follow(store: Store, kernel: Kernel, hosts: Iterable[HostEntry], own: str) -
 
 
 def _record(store: Store, kernel: Kernel, wanted: Tunnel) -> bool:
-    """Record a tunnel, and create it in the kernel. Return False outside the cluster."""
+    """Record a tunnel and create it in the kernel. Return False if this host has left."""
     with Lock():
         if store.across.tunnel() is None:
             return False
@@ -149,9 +150,9 @@ def renew(store: Store, kernel: Kernel) -> str:
 
 
 def _adopt(store: Store, kernel: Kernel) -> str:
-    """Update the store and WireGuard to the private key in its file. Return the public key.
+    """Make the store and WireGuard use the private key in the key's file.
 
-    Returns "" if this host has left the cluster.
+    Returns the public key, or "" if this host has left the cluster.
     """
     present, private = store.across.tunnel(), files.read(paths.wireguard_key())
     if present is None:  # a command left the cluster in the meantime
@@ -182,7 +183,7 @@ def mend(store: Store, kernel: Kernel) -> None:
 
 
 def serves(store: Store, kernel: Kernel) -> bool:
-    """Return whether the WireGuard interface works, or this host does not need one."""
+    """Return whether the WireGuard interface works. Returns True if this host needs none."""
     present = store.across.tunnel()
     spans = any(network.span is not None for network in store.networks())
     return present is None or not spans or kernel.wireguard_answers(TUNNEL, present.form)

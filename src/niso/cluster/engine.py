@@ -17,7 +17,7 @@ Each line shows a key and the fields of its value, a JSON object. A writer keeps
     h/HOST/live              {boot}, with the host's lease
     cert/HOST/SERIAL         {}: a certificate of HOST; SERIAL in the form of openssl(1)
     refused/SERIAL           {host}: a revoked certificate
-    late/HOST                {seconds}: the lag of its agent, with the host's lease, if not 0
+    late/HOST                {seconds} that changes have waited for its agent, with its lease
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from niso.base.named_tuples import Any, NamedTuple
 
 
 class NoAnswer(Error):
-    """An error: no etcd member answers. If ``unknown``, etcd may have carried out the request."""
+    """An error: no etcd member answers. ``unknown``: etcd may have carried out the request."""
 
     def __init__(self, reason: str, hint: str | None = None, unknown: bool = False) -> None:
         super().__init__(reason, hint)

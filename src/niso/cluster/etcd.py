@@ -58,7 +58,7 @@ _PASSWORD_S = 10.0
 
 
 class Reach(NamedTuple):
-    """The members of etcd and the credentials for them. Paths in cluster.toml are relative."""
+    """The members of etcd and the paths of credentials for them."""
 
     members: tuple[str, ...]  # "198.51.100.1:2379", "[2001:db8::1]:2379"
     cacert: str = ""  # path of a PEM file, as the next two; "" for plain HTTP
@@ -103,7 +103,7 @@ class Etcd:
     def get(self, prefix: str, *, one: bool = False, stale: bool = False) -> Answer:
         """Return all keys with a prefix. If ``one``, ``prefix`` is the name of a single key.
 
-        With ``stale``, an etcd member that is cut off from the others may answer too.
+        With ``stale``, the answer may be old: a member that is cut off from the others may answer.
         """
         body = _span(prefix, not one)
         if stale:
@@ -118,13 +118,13 @@ class Etcd:
         return sorted(_text(item["key"]) for item in answer.get("kvs", ()))
 
     def mark(self, prefix: str) -> tuple[int, int, int, int]:
-        """Return a fingerprint of the keys with a prefix. While it stays equal, no key has changed.
+        """Return a fingerprint of the keys with a prefix.
 
-        The fingerprint consists of etcd's revision, the modified revision and the lease of the key
-        that was changed last (0 without keys), and the number of keys. A changed key has a higher
-        revision than all others, and a deleted one changes the number. If etcd was restored from a
-        backup, revisions can repeat, but the lease then differs. A count_only request would ignore
-        revisions (etcd 3.5.16).
+        The fingerprint is etcd's revision, the modified revision and the lease of the key that was
+        changed last (0 without keys), and the number of keys. While the last three are equal, no
+        key has changed: a changed key has a new revision, and a deleted key changes the number. If
+        etcd was restored from a backup, revisions can repeat, but the lease then differs. A
+        count_only request would ignore revisions (etcd 3.5.16).
         """
         order = {"limit": 1, "keys_only": True, "sort_order": "DESCEND", "sort_target": "MOD"}
         answer = self.call("/v3/kv/range", {**_span(prefix, True), **order}, True)
@@ -189,7 +189,7 @@ class Etcd:
             self._next()
 
     def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Call a streaming API of etcd, and yield its answers. Raises NoAnswer."""
+        """Call a streaming API of etcd, and yield the JSON of each answer. Raises NoAnswer."""
         connection, response = self._open(path, body)
         try:
             while line := response.readline(LONGEST):
@@ -205,7 +205,7 @@ class Etcd:
     def call(
         self, path: str, body: dict[str, Any], repeatable: bool = False, wait_s: float | None = None
     ) -> dict[str, Any]:
-        """Send a request to the members in turn until one answers. Return the answer.
+        """Send a request to the members in turn until one answers. Return the answer's JSON.
 
         A request that is not ``repeatable`` is sent again only if no member can have received it.
         ``wait_s`` is the timeout in seconds for each member. Raises NoAnswer and Refused.
@@ -265,7 +265,10 @@ class Etcd:
     def _open(
         self, path: str, body: dict[str, Any]
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        """Send a streaming request to the members in turn until one answers. Raises NoAnswer."""
+        """Send a streaming request to the members in turn. Return the connection that answers.
+
+        Raises NoAnswer.
+        """
         problem = ""
         for _ in range(len(self._members)):
             self.close()  # a stream needs a connection of its own
@@ -352,7 +355,7 @@ def _document(text: bytes) -> dict[str, Any]:
 
 
 def _error(text: bytes) -> tuple[int, str]:
-    """Return (code, reason) of an error response. If the response is invalid, the code is 0."""
+    """Return (google.rpc.Code, reason) of an error response. An invalid one has the code 0."""
     try:
         document = _document(text)
         inner = document.get("error", document)
@@ -410,9 +413,9 @@ def _revision(answer: dict[str, Any]) -> int:
 
 
 def _batch(line: bytes) -> Batch | None:
-    """Parse a line of a watch. Return None for the first line, which confirms the watch.
+    """Parse a line of a watch to (revision, events). Raises Refused (`COMPACTED`) and NoAnswer.
 
-    Raises Refused (`COMPACTED`) and NoAnswer.
+    Returns None for the first line, which only confirms the watch.
     """
     document = _document(line)
     if "error" in document:

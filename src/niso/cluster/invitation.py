@@ -93,14 +93,14 @@ def parsed(text: bytes) -> Invitation:
 
 
 def contents(own: Config) -> Files:
-    """Return the contents of the files by which this host reaches etcd. Raises Error."""
+    """Read the credential files with which this host reaches etcd. Raises Error."""
     reach = own.access()
     wanted = (reach.cacert, reach.cert, reach.key, reach.user_file)
     return Files(*(_content(path) if path else "" for path in wanted))
 
 
 def issued(own: Config, address: str, member: bool) -> tuple[Files, str]:
-    """Create a certificate for a host with this address. Return its files and serial number.
+    """Create a certificate for a host with this address. Return (its files, serial number).
 
     The files include the authority's key only if the host becomes a ``member`` of etcd: whoever has
     the key can create certificates that are not recorded and cannot be revoked. Raises Error.
@@ -261,7 +261,7 @@ def _period() -> tuple[str, ...]:
 
 
 def _run(*words: str, text: str = "") -> str:
-    """Run openssl with ``text`` as stdin. Return stdout. Only root can read files it creates."""
+    """Run openssl with ``text`` as stdin. Return stdout. Only root can read the created files."""
     try:
         done = subprocess.run(
             ["openssl", *words],

@@ -69,7 +69,10 @@ def version(text: object) -> str:
 
 
 def is_usable(address: str, networks: tuple[tuple[str, str], ...]) -> bool:
-    """Return whether a service can have an address in one of these subnets (CIDR, gateway)."""
+    """Return whether a service can have ``address`` on a network with these subnets.
+
+    A subnet is a pair (CIDR, address of the gateway).
+    """
     number = ipaddress.ip_address(address)
     for cidr, gateway in networks:
         net = ipaddress.ip_network(cidr)
@@ -130,7 +133,7 @@ type Sharers = tuple[tuple[str, tuple[str, ...]], ...]
 
 
 class ClusterClaim(NamedTuple):
-    """The claim of a service by a host in etcd, with addresses and names.
+    """The claim in etcd by which ``host`` reserves a service, with its addresses and names.
 
     Several hosts can reserve a service with a service address. Each host has its own ``mark``,
     ``up``, ``ports`` and ``policy``; the other fields are common.
@@ -165,12 +168,12 @@ class ClusterClaim(NamedTuple):
         return self.up or any(self.others.values())
 
     def keys(self, keys: Keys) -> set[str]:
-        """Return the etcd keys of all addresses and names, with former ones that stay reserved."""
+        """Return the names of the etcd keys of all addresses and names, also of former ones."""
         names = {keys.name(net, name) for net in self.networks for name in self.names}
         return {*names, *self.address_keys(keys), *self.kept}
 
     def address_keys(self, keys: Keys) -> set[str]:
-        """Return the etcd keys of the reserved addresses."""
+        """Return the names of the etcd keys of the reserved addresses."""
         return {keys.address(net, a) for net, some in self.networks.items() for a in some}
 
 
@@ -185,10 +188,10 @@ _OWN = ("claim", "up", "ports", "policy", "sharers")
 
 
 def turned(value: dict[str, Any], host: str) -> dict[str, Any]:
-    """Return the value of a service's key in etcd, as seen from one of its hosts.
+    """Return the value of a service's key in etcd with the fields of ``host`` at the top level.
 
-    The fields of ``host`` are at the top level, and those of other hosts in ``others``. If ``host``
-    has not reserved the service, the value is returned unchanged.
+    The fields of other hosts are in ``others``. If ``host`` has not reserved the service, the value
+    is returned unchanged.
     """
     others = value.get("others")
     if not isinstance(others, dict) or not isinstance(others.get(host), dict):
@@ -200,13 +203,13 @@ def turned(value: dict[str, Any], host: str) -> dict[str, Any]:
 
 
 def added(value: dict[str, Any], host: str) -> dict[str, Any]:
-    """Add a host to the value of a service's key in etcd. The service is not up on this host."""
+    """Return the value of a service's key in etcd with ``host`` added, where it is not up."""
     blank: dict[str, Any] = {"claim": "", "up": False, "ports": [], "policy": ""}
     return turned(value | {"others": value.get("others", {}) | {host: blank}}, host)
 
 
 def left(value: dict[str, Any], host: str) -> dict[str, Any]:
-    """Remove a host from the value of a service's key in etcd. Another host must remain."""
+    """Return the value of a service's key in etcd without ``host``. Another host must remain."""
     rest = turned(value, sorted({value["host"], *value["others"]} - {host})[0])
     others = {name: each for name, each in rest["others"].items() if name != host}
     return {key: each for key, each in rest.items() if key != "others"} | (
@@ -220,7 +223,7 @@ def others_of(value: dict[str, Any]) -> dict[str, bool]:
 
 
 def claim_of(item: KeyValue, keys: Keys, host: str = "") -> ClusterClaim:
-    """Convert a service's key in etcd to a claim. Raises Error if its value is invalid.
+    """Parse the value of a service's key in etcd to a claim. Raises Error if it is invalid.
 
     If several hosts have reserved the service, the result is the claim of ``host``, if it has one.
     """
@@ -261,7 +264,7 @@ def claim_of(item: KeyValue, keys: Keys, host: str = "") -> ClusterClaim:
 
 
 def address_value(claim: ClusterClaim, up: bool) -> dict[str, Any]:
-    """Build the value of an address key in etcd. ``up`` says whether the service is up."""
+    """Return the value of an address key in etcd. ``up`` is whether the service is up."""
     return {
         "service": claim.service,
         "host": claim.host,
@@ -295,7 +298,7 @@ class Cluster(NamedTuple):
 
 
 def host_of(item: KeyValue, keys: Keys) -> HostEntry:
-    """Convert a host's key in etcd, except ``alive``, which is False. Raises Error."""
+    """Parse a host's key in etcd. The result's ``alive`` is always False. Raises Error."""
     value = valid(decode(item.value, item.key), item.key, "id", "address", "mtu")
     name = item.key.removeprefix(keys.hosts)
     if not (is_name(name) and is_address(str(value["address"]))):
@@ -310,7 +313,7 @@ def host_of(item: KeyValue, keys: Keys) -> HostEntry:
 def cluster_of(item: KeyValue) -> Cluster:
     """Parse the value of the key ``cluster`` in etcd.
 
-    Raises Error if the value has a format version that this niso does not know.
+    Raises Error if the format version is not the one that this niso supports.
     """
     value = valid(decode(item.value, item.key), item.key, "id", "port")
     encryption = str(value.get("encrypt", ""))
@@ -367,7 +370,7 @@ _MOST = {"port": 1 << 16, "mtu": 1 << 17, "vni": 1 << 24}
 
 
 def valid(value: dict[str, Any], key: str, *needed: str) -> dict[str, Any]:
-    """Return the value of a key. Raises Error if a ``needed`` field is missing or out of range."""
+    """Return ``value``. Raises Error if a ``needed`` field is missing or out of range."""
     for name in needed:
         if name not in value or (name in _MOST and not is_number(value[name], _MOST[name])):
             raise invalid(key)
@@ -375,7 +378,7 @@ def valid(value: dict[str, Any], key: str, *needed: str) -> dict[str, Any]:
 
 
 def index_of(item: KeyValue) -> dict[str, dict[str, Any]]:
-    """Return {NETWORK: {vni, subnets}} from the key that lists all networks. Raises Error."""
+    """Parse the key ``nets`` to {NETWORK: {vni, subnets}}. Raises Error if it is invalid."""
     index = decode(item.value, item.key)
     for value in index.values():
         subnets = value.get("subnets") if isinstance(value, dict) else None
@@ -389,7 +392,7 @@ def index_of(item: KeyValue) -> dict[str, dict[str, Any]]:
 
 
 def spec_of(name: str, item: KeyValue) -> Spec:
-    """Convert the key of one network in etcd. Raises Error if its value is invalid."""
+    """Parse the key of the network ``name``. Raises Error if its value is invalid."""
     value = valid(decode(item.value, item.key), item.key, "subnets", "vni", "mtu")
     try:
         subnets = tuple((str(each["cidr"]), str(each["gateway"])) for each in value["subnets"])

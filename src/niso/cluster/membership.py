@@ -65,7 +65,7 @@ class ClusterKeys:
         return made
 
     def hosts(self) -> list[HostEntry]:
-        """Return all hosts of the cluster, sorted by name. ``alive`` says whether each is alive."""
+        """Return all hosts of the cluster, sorted by name."""
         items = {item.key: item for item in self.engine.get(self.keys.hosts).items}
         return [
             key_values.host_of(item, self.keys)._replace(alive=f"{key}/live" in items)
@@ -80,9 +80,8 @@ class ClusterKeys:
     def join(self, host: HostEntry) -> None:
         """Add a host to the cluster, or update its values in etcd.
 
-        Raises Conflict if another host uses this name, state folder or address. Also raises
-        Conflict if the IP version differs from the other hosts', or if the cluster is encrypted and
-        the host is not, or vice versa.
+        Raises Conflict if another host uses this name, state folder or address, if the host has
+        another IP version than the others, or if only one of cluster and host is encrypted.
         """
         value = host_value(host)
         key = self.keys.host(host.name)
@@ -133,7 +132,10 @@ class ClusterKeys:
             self.engine.commit(Txn((Compare(item.key, item.modified),), (put,)))
 
     def live(self, host: str, state_id: str, lease: int, boot: str) -> bool:
-        """Record, with a lease, that a host is alive. Return False if the host was removed."""
+        """Write the key by which a host is alive until its lease expires.
+
+        Returns False if the host is not in the cluster, or another state folder has its name.
+        """
         item = self._item(self.keys.host(host))
         if item is None or decode(item.value, item.key).get("id") != state_id:
             return False
@@ -159,13 +161,16 @@ class ClusterKeys:
         return hosts
 
     def say_late(self, host: str, lease: int, seconds: int) -> None:
-        """Write the lag of a host's agent in seconds, with the host's lease. 0 deletes the key."""
+        """Write for how many seconds changes have waited for a host's agent. 0 deletes the key."""
         key = self.keys.late + host
         value = encode({"seconds": seconds})
         self.engine.commit(Txn((), (Put(key, value, lease) if seconds else Delete(key),)))
 
     def late(self) -> dict[str, int]:
-        """Return the lag of agents in seconds, by host. Invalid values are ignored."""
+        """Return {host: seconds} that changes have waited for its agent, without hosts with 0.
+
+        Invalid values are ignored. The answer may be old, and comes from any etcd member.
+        """
         behind = {}
         for item in self.engine.get(self.keys.late, stale=True).items:
             with contextlib.suppress(Error):
@@ -175,7 +180,7 @@ class ClusterKeys:
         return behind
 
     def leave(self, host: str, state_id: str) -> None:
-        """Remove a host, if it is in the cluster. Raises Conflict if the host has services."""
+        """Remove a host from the cluster, if it is there. Raises Conflict if it has services."""
         item = self._item(self.keys.host(host))
         if item is None or decode(item.value, item.key).get("id") != state_id:
             return
@@ -199,7 +204,7 @@ class ClusterKeys:
         ]
 
     def instances(self, front: str) -> set[int]:
-        """Return the numbers of the instances of the service ``front`` that hosts have reserved."""
+        """Return the ordinals of the instances of the service ``front`` that any host reserved."""
         prefix = self.keys.service(f"{front}.")
         return {
             int(number)
@@ -257,7 +262,7 @@ class ClusterKeys:
         self._settle(txn, lambda: all(item.key != key for item, _ in self._had_by(host)))
 
     def _had_by(self, host: str) -> list[tuple[KeyValue, ClusterClaim]]:
-        """Return (key, claim) for each service that a host has, or had before a takeover."""
+        """Return (key, claim) for each service that a host has, or that was taken over from it."""
         items = self.engine.get(self.keys.services).items
         claims = [(item, key_values.claim_of(item, self.keys)) for item in items]
         return [(item, claim) for item, claim in claims if host in (*claim.hosts, claim.former)]
@@ -267,7 +272,7 @@ class ClusterKeys:
         self._put(Put(self.keys.certificates(host) + serial, encode({})))
 
     def issued_to(self, host: str) -> list[str]:
-        """Return the etcd keys of the certificates that were created for a host."""
+        """Return the names of the etcd keys of the certificates that were created for a host."""
         return self.engine.keys(self.keys.certificates(host))
 
     def withdraw(self, host: str) -> int:
@@ -374,7 +379,10 @@ class ClusterKeys:
         self._settle(txn, lambda: self._item(self.keys.spec(name)) is None)
 
     def index(self) -> tuple[Compare, dict[str, dict[str, Any]]]:
-        """Return etcd's list of networks, and a condition that fails if the list changes."""
+        """Return (condition that fails if etcd's list of networks changes, the list).
+
+        The list is {NETWORK: {vni, subnets}}.
+        """
         item = self._item(self.keys.nets)
         held = Compare(self.keys.nets, item.modified if item else 0)
         return held, index_of(item) if item else {}
@@ -394,10 +402,10 @@ class ClusterKeys:
         return item is not None and value.items() <= decode(item.value, key).items()
 
     def _settle(self, txn: Callable[[], Txn], is_done: Callable[[], bool]) -> None:
-        """Commit the transaction that ``txn`` builds. Retry up to `TRIES` times.
+        """Commit the transaction that ``txn`` builds. Try up to `TRIES` times.
 
-        If a request gets no answer, ``is_done`` returns whether it was carried out. Raises Conflict
-        if a condition failed each time.
+        ``is_done`` returns whether etcd has carried out a request that it did not answer. Raises
+        Conflict if the conditions failed each time.
         """
         for attempt in range(TRIES):
             try:
@@ -445,7 +453,7 @@ def require_joined(machine: Machine) -> Config:
 
 
 def require_own(store: Store, membership: ClusterKeys) -> Cluster:
-    """Return the cluster in etcd. Raises Conflict unless this host is in this cluster."""
+    """Return the cluster in etcd. Raises Conflict if it is not the cluster that this host is in."""
     cluster, own = membership.cluster(), store.cluster_id()
     if cluster is None or cluster.identity != own:
         has = f"cluster {cluster.identity}" if cluster else "no cluster"

@@ -28,14 +28,12 @@ if TYPE_CHECKING:
 
 
 def apply_claims(store: Store, kernel: Kernel, now: EngineView, own: str) -> list[str]:
-    """Apply the state ``now`` of etcd to rows and kernel. Return the remote services that changed.
+    """Apply the state ``now`` of etcd to rows and kernel. Return the names of changed services.
 
     ``own`` is this host's name. Services of this host are not copied, nor are addresses that a
-    command has reserved here after ``now`` was read.
-
-    An address that has moved to another service is first removed from the former service, with its
-    conntrack entries. The caller must not have niso's lock. Raises KernelError and Error. In this
-    case nothing is recorded, and the next call tries again.
+    command has reserved here after ``now`` was read. An address that has moved to another service
+    is first removed from the former service, with its conntrack entries. The caller must not have
+    niso's lock. After KernelError or Error nothing is recorded, and the next call tries again.
     """
     with Lock():
         if not store.cluster_id():  # a command left the cluster after etcd was read
@@ -77,10 +75,10 @@ def apply_claims(store: Store, kernel: Kernel, now: EngineView, own: str) -> lis
 def _unreachable(
     present: dict[str, ClaimedService], wanted: dict[str, ClaimedService]
 ) -> dict[str, ClaimedService]:
-    """Return copies, marked as not up, of the instances that this host cannot reach yet.
+    """Return {name: copy marked as not up} of instances in ``wanted`` with a new address or host.
 
     The kernel could otherwise send connections to an instance before it has the instance's
-    neighbour and forwarding entries.
+    neighbour and forwarding entries. ``present`` are the instances in the store.
     """
     return {
         name: known._replace(addresses=tuple(a._replace(up=False) for a in known.addresses))
@@ -95,7 +93,7 @@ def _unreachable(
 def _wanted(
     store: Store, now: EngineView, own: str, spans: Collection[str]
 ) -> dict[str, ClaimedService]:
-    """Return the remote services to record here, with their addresses on the networks ``spans``.
+    """Return {name: remote service} to record here, with the addresses on the networks ``spans``.
 
     If only some services may have changed since the last poll, only these are returned.
     """
@@ -117,7 +115,10 @@ def _wanted(
 
 
 def fenced(store: Store, now: EngineView, own: str) -> list[str]:
-    """Return this host's services that another host has reserved later (with a higher ``gen``)."""
+    """Return the names of this host's services that another host has taken over.
+
+    The other host's claim has a higher ``gen``.
+    """
     lost = []
     for claim in store.across.claims(now.only):
         known = now.services.get(claim.service, NOTHING)
@@ -138,9 +139,9 @@ def _apply(
     turn: tuple[dict[str, ClaimedService], dict[str, ClaimedService]],
     own: str,
 ) -> set[str]:
-    """Write the rows that differ, and update the kernel. Return the services that changed.
+    """Write the rows that differ, and update the kernel. Return the changed services' names.
 
-    ``turn`` is a pair of remote services by name: those in the store, and those to be recorded.
+    ``turn`` is ({name: remote service in the store}, {name: remote service to be recorded}).
     ``own`` is this host's name.
     """
     present, wanted = turn
@@ -253,11 +254,10 @@ def make_way(
     """Delete rows of remote services whose name or address this host has just reserved.
 
     ``services`` are the reserved names, and ``addresses`` the reserved (network, address) pairs.
-
     Such rows exist because this host's copy of etcd's state may be outdated. If an inactive service
     of this host had one of the addresses, the record of its claim is deleted. A service that other
-    hosts have also reserved is not removed here: the caller's change replaces it, so that its
-    service address leads to their instances without a gap. The caller has niso's lock, and no open
+    hosts have also reserved stays until the caller's change replaces it, so that connections to
+    its service address reach their instances without a gap. The caller has niso's lock, and no open
     transaction. Raises KernelError.
     """
     _revert_attempt(store, kernel, report)
@@ -273,9 +273,9 @@ def make_way(
 
 
 def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, ClaimedService]) -> Scope:
-    """Return the scope of a change that gives the services ``changed`` the state in ``wanted``.
+    """Return the scope of a change of remote services from their rows to their state in ``wanted``.
 
-    Services that are missing in ``wanted`` are removed.
+    ``changed`` are their names. The change removes services that ``wanted`` lacks.
     """
     changed = {*changed}
     # include the service itself, because its service address is mapped to its instances
@@ -312,9 +312,9 @@ def _scope(
 
 
 def drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> None:
-    """Delete this host's records of claims of services that it should no longer reserve.
+    """Delete the rows of this host's claims of inactive services, but not the claims in etcd.
 
-    Policies then no longer match the services' former addresses. An active service is skipped. The
+    Policies then no longer match the services' former addresses. Active services are skipped. The
     caller must not have niso's lock.
     """
     with Lock():
@@ -354,11 +354,11 @@ def changed_services(
     services: Collection[str] = (),
     addresses: Collection[tuple[str, str]] = (),
 ) -> dict[str, ClaimedService]:
-    """Return the new states of the remote services that a command of this host changes.
+    """Return {name: new state} of the remote services that a command of this host changes.
 
     ``now`` is etcd's state of networks that the command adds to this host: their services are
-    added. ``services``, and ``addresses`` as pairs (network, address), are newly reserved by this
-    host: remote services lose them.
+    added. This host has newly reserved the names ``services`` and the pairs (network, address) in
+    ``addresses``: remote services lose them.
     """
     had = store.across.holders(addresses).values()
     present = _present(store, {*now.services, *services, *had})
@@ -391,9 +391,9 @@ def _without(
     services: Collection[str],
     addresses: Collection[tuple[str, str]],
 ) -> dict[str, ClaimedService]:
-    """Return the new states of services in ``some`` that are in ``services`` or lose an address.
+    """Remove ``services``, and ``addresses`` as (network, address), from the services ``some``.
 
-    A service in ``services`` is removed. ``addresses`` are pairs (network, address).
+    Returns {name: new state} of the changed services only. A removed one has no addresses.
     """
     changed = {}
     for name, known in some.items():
@@ -415,7 +415,7 @@ type Subnets = Mapping[str, Sequence[tuple[str, str]]]
 
 
 class ClaimedService(NamedTuple):
-    """A service in etcd: its names, and its addresses on networks of this host."""
+    """The names and addresses of a service in etcd, on the networks of this host."""
 
     addresses: tuple[RemoteAddress, ...]
     names: tuple[str, ...]
@@ -449,8 +449,8 @@ def seen(
     """Decode the address keys (``net/NETWORK/a/…``) of some networks to services.
 
     ``networks`` maps each network to its keys. ``subnets`` maps each network to (CIDR, gateway)
-    pairs: keys with addresses that a service cannot have there are rejected. Keys of hosts that the
-    host ``own`` cannot reach are rejected too.
+    pairs. Keys with an address that a service cannot have there, or of a host that the host
+    ``own`` cannot reach, are listed in the result's ``wrong``.
     """
     items = {name: {item.key: item for item in some} for name, some in networks.items()}
     return View(keys, own).seen(hosts, items, subnets)
@@ -503,7 +503,7 @@ class View:
         )
 
     def done(self) -> None:
-        """Record that this host has applied the last result of `seen` completely."""
+        """Record that the last result of `seen` was applied: the next one has only changes."""
         self._is_done = True
 
     def doubt(self) -> None:

@@ -73,8 +73,8 @@ class OwnClaims:
         """Write, change or delete the claims in etcd that do not match this host's store.
 
         A service that a command is changing is skipped. ``now`` is the state of etcd, and ``now_s``
-        a monotonic time. Returns the services that other hosts have reserved, and whether all keys
-        were already correct.
+        a monotonic time. Returns (names of this host's services that other hosts have reserved,
+        whether all keys were already correct).
         """
         lost, is_sure = [], True
         records = store.across.claims(now.only)
@@ -82,7 +82,7 @@ class OwnClaims:
             recorded = {record.service for record in records}
             self._orphans = {n: since for n, since in self._orphans.items() if n in recorded}
         for record in records:
-            so = is_so(store, record, now)
+            so = is_published(store, record, now)
             if so and self._is_settled:
                 self._orphans.pop(record.service, None)
                 continue
@@ -115,7 +115,7 @@ class OwnClaims:
     def _end_strays(self, store: Store, claims: Claims, now: EngineView, now_s: float) -> bool:
         """Delete claims of this host for services that its store does not contain.
 
-        Late requests and restored backups of etcd leave such claims. Returns whether there were
+        Late requests and restored backups of etcd leave such claims. Returns True if there were
         none.
         """
         names = now.services if now.only is None else now.only & now.services.keys()
@@ -146,9 +146,9 @@ def publish_claim(
 
     Returns False if another host has the service. The caller has the service's lock, but not
     niso's, and no change of the service is in progress. If the service should not be reserved, its
-    claim and the record of the claim are deleted, so that policies no longer match its addresses.
-    Without ``final``, an empty record stays, because a request may still be on its way to etcd.
-    Raises NoAnswer, Error, and Conflict if other services have its addresses or names.
+    claim and the claim's row are deleted, so that policies no longer match its addresses. Without
+    ``final``, an empty row stays, because a request may still be on its way to etcd. Raises
+    NoAnswer, Error, and Conflict if other services have its addresses or names.
     """
     row, record, have = store.service(service), store.across.claim(service), claims.held(service)
     on = store.across.spanning(row.networks) if row is not None else []
@@ -189,7 +189,7 @@ def publish_claim(
     return True
 
 
-def is_so(store: Store, record: ClaimRow, now: EngineView) -> bool:
+def is_published(store: Store, record: ClaimRow, now: EngineView) -> bool:
     """Return whether a service's keys in etcd match the service's rows in this host's store."""
     row, known = store.service(record.service), now.services.get(record.service)
     if row is None or known is None or not record.addresses or not record.mark:
@@ -217,7 +217,7 @@ def is_up(store: Store, row: ServiceRow) -> bool:
 
 
 def untold(store: Store, services: Iterable[str]) -> None:
-    """Mark services as not yet published to etcd. The caller must not have niso's lock."""
+    """Record that the agent must publish these services again. Takes niso's lock."""
     with Lock(), store.transaction():
         for service in services:
             if (record := store.across.claim(service)) is not None:
@@ -229,7 +229,7 @@ def _places(addresses: Mapping[str, Iterable[str]]) -> set[tuple[str, str]]:
 
 
 def recorded(claim: Held) -> ClaimRow:
-    """Convert a claim in etcd to the row in which the store records it."""
+    """Convert a claim in etcd to a row of the store."""
     return ClaimRow(claim.service, claim.mark, claim.gen, claim.networks)
 
 
@@ -246,7 +246,7 @@ def about(store: Store, service: str) -> dict[str, Any]:
 
 
 def wanted_by_rows(store: Store, row: ServiceRow, on: Sequence[str]) -> Wanted:
-    """Return what a service must reserve: its names, and its addresses on the networks ``on``."""
+    """Return the names and addresses that a service must reserve on the networks ``on``."""
     leased = _by_network(pair for pair in store.addresses(row.name) if pair[0] in on)
     names = store.names_there(row.name)
     return Wanted(row.name, tuple(on), names, leased, {}, row.mode == "front")
@@ -264,8 +264,9 @@ def _is_wanted(
 ) -> bool:
     """Return whether a service of this host should have a claim in etcd.
 
-    An active service should always have one. An inactive service should not, if other hosts have it
-    too, if an earlier command failed to reserve it, or if it no longer has all of its addresses.
+    ``record`` is the claim's row, and ``have`` the claim in etcd, which is this host's if ``mine``.
+    An active service should always have a claim. An inactive service should not, if other hosts
+    have it too, if an earlier command failed to reserve it, or if an address is missing.
     """
     if row.active:
         return True
@@ -293,9 +294,9 @@ def spec_of(network: NetworkRecord) -> Spec:
 
 
 def base_of(store: Store) -> int:
-    """Return a number above the ``gen`` of all claims that this host has recorded.
+    """Return a number above the ``gen`` of all claims in this host's store.
 
-    After etcd has lost its data, its revisions restart from 1. Claims add this number to them.
+    New claims add the number to etcd's revision, which restarts from 1 if etcd loses its data.
     """
     known = [claim.gen for claim in store.across.claims()]
     known += [row.gen for rows in store.across.addresses().values() for row in rows]
@@ -336,7 +337,7 @@ def restore(store: Store, membership: ClusterKeys, own: HostEntry, encryption: s
 
 
 def _peers(store: Store, mtu: int, tunnel: Tunnel | None) -> Iterable[HostEntry]:
-    """Yield the other hosts, except those without a public key in an encrypted cluster."""
+    """Yield the other hosts in the store. If encrypted, leaves out hosts without a public key."""
     inside = {end[2]: end for end in tunnel.others} if tunnel is not None else {}
     for name, (state_id, address, alive) in store.across.peers().items():
         if tunnel is None:
@@ -349,7 +350,7 @@ def _peers(store: Store, mtu: int, tunnel: Tunnel | None) -> Iterable[HostEntry]
 
 
 def _put(membership: ClusterKeys, values: dict[str, str], lease: int = 0) -> None:
-    """Write keys to etcd, unless one of them or a cluster exists there. Raises NoAnswer."""
+    """Write {key: value} to etcd, unless a key or a cluster exists there. Raises NoAnswer."""
     keys = membership.keys
     conditions = [Compare(key) for key in sorted({*values, keys.cluster})]
     txn = Txn(tuple(conditions), tuple(Put(key, text, lease) for key, text in values.items()))
@@ -362,7 +363,10 @@ def _put(membership: ClusterKeys, values: dict[str, str], lease: int = 0) -> Non
 
 
 def _recorded(store: Store, host: str) -> Iterable[tuple[Held, dict[str, Any]]]:
-    """Yield the claims of all hosts in the store, each with its fields for display."""
+    """Yield (claim, fields that other hosts display) for all services in the store.
+
+    ``host`` is this host's name. Services of other hosts are included.
+    """
     for record in store.across.claims():
         row, name = store.service(record.service), record.service
         if row is not None and record.addresses:

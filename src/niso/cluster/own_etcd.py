@@ -1,7 +1,7 @@
 """Run this host's etcd member, and list and change the members of the cluster's etcd.
 
 If Debian's package has created a user for etcd, etcd runs as this user, otherwise as root. etcd
-gets its own copies of the certificates, because this user cannot read niso's.
+has its own copies of the certificates, because this user cannot read niso's.
 
 A new member starts as a learner: it does not vote until it has all data. etcd refuses a change of
 its members unless all of them have been connected for 5 s. niso therefore repeats such a request
@@ -311,7 +311,7 @@ def members(engine: Etcd) -> list[EtcdMember]:
 
 
 def endpoints(listed: list[EtcdMember]) -> tuple[str, ...]:
-    """Return the client endpoints HOST:PORT of the voting members."""
+    """Return the client endpoints HOST:PORT of the voting members in ``listed``."""
     return tuple(member.client for member in listed if member.client and not member.learns)
 
 
@@ -341,7 +341,7 @@ _ALARMS = {
 
 
 def alarmed(states: Iterable[EtcdState]) -> list[tuple[str, str]]:
-    """Return (warning, next step) for each alarm that etcd reports."""
+    """Return (warning, next step) for each alarm in the states of members."""
     known = dict.fromkeys(alarm for state in states for alarm in state.alarms)
     said = (_ALARMS.get(alarm, ("has an alarm", "etcdctl alarm list")) for alarm in known)
     return [
@@ -405,7 +405,7 @@ def snapshot(engine: Etcd) -> Iterator[bytes]:
 
 
 def _insist(request: Callable[[], object], is_done: Callable[[], bool]) -> None:
-    """Repeat a request for `PATIENCE_S` s until ``is_done()`` is true. Raises NoAnswer, Refused."""
+    """Send a request until ``is_done()``, at most `PATIENCE_S` s. Raises NoAnswer, Refused."""
     until = time.monotonic() + PATIENCE_S
     while not is_done():
         try:
