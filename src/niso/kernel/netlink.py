@@ -156,8 +156,8 @@ def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
 
 
 def several(data: bytes, kind: int | None = None) -> Iterator[bytes]:
-    """Yield the payloads of all attributes. If ``kind`` is not None, only attributes of this type
-    are yielded. Raises ValueError if the attributes are malformed.
+    """Yield the payloads of all netlink attributes in ``data``, or of those with the type ``kind``.
+    Raises ValueError if the attributes are malformed.
     """
     offset = 0
     while offset + 4 <= len(data):

@@ -245,7 +245,7 @@ _END = ("next", (0xB7, 0, 0, _NEXT), (0x95, 0, 0, 0), "drop", (0xB7, 0, 0, _DROP
 
 
 def _call(helper: int, start: int, size: int) -> tuple[tuple[int, int, int | str, int], ...]:
-    """Return the code that copies bytes of a frame from ``start`` to the stack, or back."""
+    """Return eBPF code that copies bytes of a frame from ``start`` to the stack, or back."""
     return (
         (0xBF, 0x61, 0, 0),
         (0xB7, 0x02, 0, start),
@@ -320,8 +320,8 @@ def can_filter() -> bool:
 
 
 def filters(link: str, internal: bool = True) -> set[str]:
-    """Return the names of niso's filters that a bridge lacks. Those of ``internal`` networks are
-    left out if the network is not internal.
+    """Return the names of niso's bridge filters that the bridge ``link`` lacks. The filter for
+    internal networks is included only with ``internal``.
     """
     lacking = set()
     if can_filter():
@@ -333,7 +333,7 @@ def filters(link: str, internal: bool = True) -> set[str]:
 
 
 def _names(index: int, place: int) -> list[str]:
-    """Return the names of the programs at one side of a network interface. Raises OSError."""
+    """Return the names of the eBPF programs at one side (BPF_TCX_*) of an interface."""
     ctypes = _ctypes()
     found = (ctypes.c_uint32 * _MOST_FILTERS)()
     query = pack("=IIIIQI36x", index, place, 0, 0, ctypes.addressof(found), _MOST_FILTERS)
@@ -351,7 +351,7 @@ def _names(index: int, place: int) -> list[str]:
 
 
 def filter_bridge(link: str, internal: bool) -> None:
-    """Give a bridge the filters that it lacks. The kernel deletes them with the bridge."""
+    """Attach the bridge filters that a bridge lacks. The kernel deletes them with the bridge."""
     ctypes = _ctypes()
     for name in sorted(filters(link, internal)):
         place, code = _FILTERS[name]

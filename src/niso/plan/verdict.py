@@ -294,7 +294,7 @@ def _adjusted(known: KnownService, reason: Reason) -> Reason:
     """Return ``reason``, the result of a service's policy, adjusted for its audit period and host.
 
     During its audit period, a policy accepts what it would deny. For a service of another host, the
-    message says that this other host decides. A policy that is not known here denies nothing.
+    message says that this other host decides. Packets pass here until it has published the policy.
     """
     if known.host and not known.heard:
         return Reason(True, f"{known.host} decides: the policy of {known.name} is not known here")

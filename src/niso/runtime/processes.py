@@ -75,7 +75,7 @@ class Processes:
             time.sleep(0.01)
 
     def last_lines(self, service: str, count: int) -> list[str]:
-        """Return at most ``count`` last lines that a service's present run has logged."""
+        """Return the last ``count`` lines, or fewer, that a service's present run has logged."""
         launched_at = (crun.read_state(service) or {}).get("launched_at", 0.0)
         lines = []
         for line in logs.read(service, count, timestamps=True):

@@ -305,8 +305,8 @@ class _RoutingRules(Kind[RoutingRule], of=RoutingRule):
     def possible(
         self, want: State, before: State | None, sysctl: Callable[[str], str | None]
     ) -> frozenset[RoutingRule]:
-        """Return the desired routing rules. There are none if the kernel has bridge filters, which
-        do the same: any routing rule makes the host's route look-ups slower.
+        """Return the desired routing rules, or none if the kernel has bridge filters, which stop
+        the same packets: any routing rule makes the host's route look-ups slower.
         """
         return frozenset() if can_filter() else want[RoutingRule]
 

@@ -44,7 +44,7 @@ class Bridge(NamedTuple):
     tables even if the global sysctls (bridge-nf-call-*) are off. ``drift`` names settings that
     differ from niso's (kernel/link_records.py). ``takes_own`` says whether the forwarding database
     has a local entry for the bridge's own MAC. This entry, which the kernel adds with the bridge,
-    makes the bridge pass frames up to the host. If the entry is missing or leads to a port,
+    makes the bridge pass frames up to the host. If the entry is missing or is for a port,
     services can reach neither the host nor networks behind it. ``filtered`` says whether the bridge
     has niso's filters, or the kernel cannot have them (kernel/proc_sys.py). The bridge of an
     ``internal`` network has one more.
