@@ -97,6 +97,18 @@ def test_wrong_arguments_are_refused_in_the_same_words(
     assert words[0] == words[1]
 
 
+@pytest.mark.parametrize("count", range(40))
+def test_tuple_of_any_number_of_fields(count: int) -> None:
+    """The first 21 numbers have a function that is written out."""
+    fields = [f"field{number}" for number in range(count)]
+    made = named_tuples.named_tuple("Made", dict.fromkeys(fields, int), {})
+    one = made(*range(count))
+    assert one == made(**dict(zip(fields, range(count), strict=True))) == tuple(range(count))
+    assert [getattr(one, field) for field in fields] == list(range(count))
+    with pytest.raises(TypeError):
+        made(*range(count + 1))
+
+
 def test_one_without_fields_and_one_that_inherits() -> None:
     assert Nothing() == () and repr(Nothing()) == "Nothing()"
     assert Child("a", 5).port_text() == "5" and type(Child("a")._replace(port=6)) is Child

@@ -107,14 +107,15 @@ def all_names(store: Store, scope: Scope) -> set[Name]:
 def scope_of(store: Store, targets: list[Target]) -> Scope:
     """Return the scope of an activation, which covers the rows before and after the activation."""
     touched: set[str] = set()
-    for target in targets:
-        provider = named_provider(store, target)
-        touched.update((target.name, provider) if provider else (target.name,))
-    on = {network for target in targets for network in target.spec.network.networks}
-    fresh = {name for target in targets for name in target.spec.names}
-    touched |= store.shadows(touched, on, fresh)
-    names = {name for target in targets for name in _other_meanings(store, target)}
-    return concerned(store, touched, on, names)
+    with store.reading():
+        for target in targets:
+            provider = named_provider(store, target)
+            touched.update((target.name, provider) if provider else (target.name,))
+        on = {network for target in targets for network in target.spec.network.networks}
+        fresh = {name for target in targets for name in target.spec.names}
+        touched |= store.shadows(touched, on, fresh)
+        names = {name for target in targets for name in _other_meanings(store, target)}
+        return concerned(store, touched, on, names)
 
 
 def _other_meanings(store: Store, target: Target) -> set[Name]:

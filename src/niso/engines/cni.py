@@ -189,17 +189,18 @@ def _add(call: Call) -> dict[str, Any]:
     machine = plugin.machine()
     store = machine.store
     _require_namespace(machine, call)
-    same, name = plugin.find(machine, OWNER, call.container, call.netns, _given(call))
     waits, is_chained = "kubernetes" in call.config, call.config.get("prevResult") is not None
-    require_free(store, call, same)
-    if waits:
-        require(call, same)
-    request = _request(call, runtime, name)
-    if waits:
-        request = closed(store, call, request, same)
-    if same is not None:
-        request = plugin.joined(store, request)
-    network = store.network(call.network)
+    with store.reading():
+        same, name = plugin.find(machine, OWNER, call.container, call.netns, _given(call))
+        require_free(store, call, same)
+        if waits:
+            require(call, same)
+        request = _request(call, runtime, name)
+        if waits:
+            request = closed(store, call, request, same)
+        if same is not None:
+            request = plugin.joined(store, request)
+        network = store.network(call.network)
     if network is None:
         from niso.change import networks  # not for each container
 
@@ -210,7 +211,8 @@ def _add(call: Call) -> dict[str, Any]:
     done = attach.attach(machine, request, instead_of=same)
     if waits:
         wait(machine, call, done.service)
-    own = _result(store, call, done.service)
+    with store.reading():
+        own = _result(store, call, done.service)
     if any(servers.values()):
         own["dns"] = {keys[key]: value for key, value in servers.items() if value}
     return merged(call, own) if is_chained else own

@@ -894,21 +894,25 @@ DIGEST = sha256(TABLES.encode()).hexdigest()[:8]
 # --- types of sets and maps -----------------------------------------------------------------------
 
 
+_FLAGS = frozenset(("flags interval", "flags timeout", "counter", "last"))
+
+
 def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]]:
     """Yield ((table, name), (key type, value type, is interval)) for each set and map in `TABLES`,
     except sets that rules fill. For a set, the value type is None, or "limit" for rate limits.
     """
     table = ""
-    for line in TABLES.splitlines():
-        if line.startswith("table "):
+    for line in TABLES.split("\n"):
+        start = line[:5]
+        if start == "table":
             table = line[6:-2]
-        elif line.startswith(("\tset ", "\tmap ")):
+        elif start in ("\tset ", "\tmap "):
             name, _, body = line[5:].removesuffix("; }").partition(" { ")
             types, *more = body.split("; ")
             key, _, value = types.partition(" ")[2].partition(" : ")
             if more and more[0].startswith("limit "):
                 yield (table, name), (key, "limit", False)
-            elif {"flags interval", "flags timeout", "counter", "last"}.issuperset(more):
+            elif not more or _FLAGS.issuperset(more):
                 yield (table, name), (key, value or None, "flags interval" in more)
 
 

@@ -98,7 +98,8 @@ def record(
             _save(_NETWORKS, {name: subnets for name, (_, subnets) in made.items()})
         return found, states
 
-    _record(compare)
+    with store.reading():
+        _record(compare)
 
 
 def record_run(service: str) -> None:
@@ -171,7 +172,7 @@ def _append(found: list[Happened]) -> None:
     if before.count(b"\n") >= MOST:
         os.rename(path, f"{path}.1")
         before = b""
-    number = max(last() + 1, time.time_ns())
+    number = max((_last_of(before) or last()) + 1, time.time_ns())
     lines = [to_json({"n": number + i, **one._asdict()}) for i, one in enumerate(found)]
     if before and not before.endswith(b"\n"):  # a process was killed while it wrote
         lines.insert(0, "")
@@ -201,12 +202,16 @@ def since(number: int) -> list[tuple[int, Happened]]:
 
 def last() -> int:
     """Return the number of the last event, or 0 if no event is recorded."""
-    for path in (_log(), f"{_log()}.1"):
-        for line in reversed(_read(path).splitlines()):
-            try:
-                return int(from_json(line)["n"])
-            except (ValueError, TypeError, KeyError):
-                continue
+    return _last_of(_read(_log())) or _last_of(_read(f"{_log()}.1"))
+
+
+def _last_of(content: bytes) -> int:
+    while content := content.rstrip(b"\n"):
+        content, _, line = content.rpartition(b"\n")
+        try:
+            return int(from_json(line)["n"])
+        except (ValueError, TypeError, KeyError):
+            continue  # a part of a line
     return 0
 
 

@@ -107,10 +107,11 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
                 return True
             return link in ("all", "default") or link in made or sysctl(obj.name) is not None
 
-        all_groups = all_mapped_groups()
+        known = want[Sysctl]
+        all_groups = all_mapped_groups() if any(o.value == ALL_GROUPS for o in known) else ""
         return frozenset(
             obj._replace(value=all_groups) if obj.value == ALL_GROUPS else obj
-            for obj in want[Sysctl]
+            for obj in known
             if can_be(obj)
         )
 
