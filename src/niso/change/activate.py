@@ -456,9 +456,7 @@ class _Activation:
         return record_all(self._machine, targets, self._copies, self._leaving, self._stack)
 
     def _swap(self) -> list[Change]:
-        """Record services with instances. Return their changes. New instances now get new
-        connections.
-        """
+        """Record services with instances. Return the changes. New instances get new connections."""
         if not self._rollouts:
             return []
 

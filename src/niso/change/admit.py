@@ -395,7 +395,7 @@ def _check_alias(store: Store, spec: ServiceSpec, entry: Entry, beside: list[str
 
 
 def _is_own(store: Store, name: str, entry: Entry, namespace: str) -> bool:
-    """Return whether a policy entry of a service comes from a pod's annotation, and the pod is in
+    """Return whether an entry in a service's policy is from a pod's annotation, and the pod is in
     the Kubernetes namespace ``namespace``. Other entries come from the administrator.
     """
     same = namespace != "" and _labels(store, name).get("pod_namespace") == namespace

@@ -521,10 +521,7 @@ def interface_name(text: str) -> str:
 
 
 def mac(text: str) -> str:
-    """Parse a unicast MAC address (IEEE 802, 8.2) and return it in lower case with colons.
-
-    Raises InvalidInput.
-    """
+    """Parse a unicast MAC (IEEE 802, 8.2). Return ``aa:bb:cc:dd:ee:ff``. Raises InvalidInput."""
     parts = text.lower().replace("-", ":").split(":")
     octets = [int(p, 16) for p in parts if len(p) == 2 and not set(p) - set("0123456789abcdef")]
     if len(parts) != 6 or len(octets) != 6 or octets[0] & 1 or not any(octets):

@@ -521,9 +521,7 @@ def instances_elsewhere(machine: Machine, front: Target) -> set[int]:
 
 
 def own_record(store: Store, target: Target, wanted: Wanted) -> ClaimRow | None:
-    """Return this host's record of a service's claim, or None if the record lacks a name or address
-    of ``wanted``.
-    """
+    """Return this host's record of a claim, or None if it lacks a name or address of ``wanted``."""
     claim = store.across.claim(target.name)
     if claim is None or {*claim.addresses} != {*wanted.networks}:
         return None

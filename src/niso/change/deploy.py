@@ -279,10 +279,7 @@ def former(store: Store, name: str, version: int | None) -> Target:
 
 
 def record_failures(store: Store, rollouts: Iterable[Rollout], began: float, error: object) -> None:
-    """Record deploys that were rolled back, with the error as the reason.
-
-    The caller must be in a transaction.
-    """
+    """Record rolled-back deploys with the error as the reason, in the caller's transaction."""
     for one in rollouts:
         if (one.replaces or one.retired) and store.service(one.name) is not None:
             why = error.message if isinstance(error, Error) else "interrupted"

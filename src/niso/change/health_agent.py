@@ -291,7 +291,6 @@ def leave(machine: Machine, service: str, only_beside_others: bool = False) -> b
 
 def serve(machine: Machine, service: str) -> bool:
     """Send connections to an instance again after `leave`. Return whether `leave` had stopped them.
-
     Raises Error.
     """
     return move(machine, service, OUT, SERVING)
@@ -376,10 +375,7 @@ def is_needed(machine: Machine) -> bool:
 
 
 def ensure(machine: Machine) -> bool:
-    """Start the health agent if a service needs it and it is not running.
-
-    Returns whether the agent was started.
-    """
+    """Start the health agent if it is needed and not running. Return whether it was started."""
     if runs() or not is_needed(machine):
         return False
     machine.processes.units.start_health(machine.store.state_id())

@@ -31,10 +31,7 @@ if TYPE_CHECKING:
 
 
 def pool() -> subnets.Network:
-    """Return the IPv4 prefix from which niso takes new subnets (``NISO_POOL``).
-
-    Raises InvalidInput.
-    """
+    """Return the IPv4 prefix for new subnets, from ``NISO_POOL``. Raises InvalidInput."""
     text = os.environ.get("NISO_POOL") or subnets.DEFAULT_POOL
     try:
         prefix = ipaddress.ip_network(text)

@@ -180,9 +180,7 @@ def _recover(machine: Machine, report: Report, errors: list[Error]) -> int:
 
 
 def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int:
-    """Repair the kernel, and delete connections that niso's rules deny. Returns the number of
-    repairs.
-    """
+    """Repair the kernel, delete connections that rules deny, and return the number of repairs."""
     store, kernel, *_ = machine
     done, steps = 0, []
     with _collecting(errors):

@@ -101,10 +101,7 @@ def still_so(store: Store, target: Target) -> Target:
 
 
 def from_store(store: Store, service: str) -> Target:
-    """Return a target that activates a service again, as it was last activated.
-
-    Raises NotFound or Error.
-    """
+    """Return a target that activates a service as it was last. Raises NotFound or Error."""
     return of_row(store.require_known(service))
 
 

@@ -54,10 +54,7 @@ _MOST_REASONS = 4096
 
 
 def expression(addresses: Iterable[str], port: int | None, more: str) -> str:
-    """Combine hosts, a port and another expression into one pcap-filter(7) expression.
-
-    Empty parts are left out.
-    """
+    """Combine hosts, a port and an expression into one pcap-filter(7) expression."""
     parts = []
     hosts = " or ".join(f"host {address}" for address in addresses)
     if hosts:

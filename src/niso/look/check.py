@@ -167,7 +167,7 @@ def _dropped_ports(kernel: Kernel, store: Store, active: list[str]) -> list[Find
 
 
 def full_neighbour_tables(before: Iterable[Table], now: Iterable[Table]) -> list[tuple[str, str]]:
-    """Return a warning and the next step for each neighbour table that is full or nearly full.
+    """Return (warning, next step) for each neighbour table that is full or nearly full.
 
     ``before`` and ``now`` are two readings of the tables. A table is full if it refused neighbours
     between the readings. The kernel's limit is for all network namespaces together, but only the
@@ -197,7 +197,7 @@ def full_neighbour_tables(before: Iterable[Table], now: Iterable[Table]) -> list
 
 
 def unpublished_ports(machine: Machine, name: str | None) -> list[tuple[str, str]]:
-    """Return a warning and the next step for each manifest port that is no longer published.
+    """Return (warning, next step) for each manifest port that is no longer published.
 
     A `niso port-forward` that no longer exists took the host port. An activation publishes the port
     again. ``name`` limits the check to one service or network.
@@ -226,7 +226,7 @@ def instance_warnings(machine: Machine, name: str | None) -> list[tuple[str, str
 
 
 def listening_warnings(machine: Machine, name: str | None) -> list[tuple[str, str]]:
-    """Return a warning and the next step for each published port on which no program listens.
+    """Return (warning, next step) for each published port on which no program listens.
 
     ``name`` limits the check to one service or network.
     """
@@ -254,7 +254,7 @@ def surroundings_warnings(machine: Machine, name: str | None) -> list[tuple[str,
 
 
 def policy_warnings(machine: Machine, name: str | None = None) -> list[tuple[str, str]]:
-    """Return a warning and the next step for each probable mistake in active policies."""
+    """Return (warning, next step) for each probable mistake in active policies."""
     store = machine.store
     if not store.policied():
         return []
@@ -356,9 +356,7 @@ def _finding(defect: store_defects.Defect) -> Finding:
 
 
 def _interrupted(store: Store, only: str | None = None) -> list[Finding]:
-    """Return a finding for each service whose last command was killed. ``only`` limits the check to
-    one service.
-    """
+    """Return a finding for each service, or for ``only``, if its last command was killed."""
     return [
         Finding(
             "different",

@@ -244,7 +244,7 @@ def published_at(store: Store, service: str) -> Iterator[tuple[NetworkRecord, in
 
 
 def warnings(kernel: Kernel, store: Store, services: Iterable[str]) -> list[tuple[str, str]]:
-    """Return a warning and the next step for each published port on which no program listens."""
+    """Return (warning, next step) for each published port on which no program listens."""
     result: dict[tuple[str, PortMapping], tuple[str, str]] = {}
     for service, port, _, found in unheard(ServiceSockets(kernel), store, services):
         text = f"{service}: port {port.host_side} is published, but {found.words}"

@@ -125,9 +125,7 @@ class Session:
         return len(self._listeners)
 
     def listen_no_more(self, before: int) -> None:
-        """Undo the calls of `report_waits` that were made since `listening` had the value
-        ``before``.
-        """
+        """Undo the calls of `report_waits` made since `listening` had the value ``before``."""
         if self.listening > before:
             locks.listener = self._listeners[before]
             del self._listeners[before:]

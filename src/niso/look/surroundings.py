@@ -24,7 +24,7 @@ _MODES = ("bridge", "share")  # of services that may send a query through niso's
 
 
 def small_mtus(kernel: Kernel, networks: Iterable[NetworkRecord]) -> list[tuple[str, str]]:
-    """Return a warning and the next step for each network whose MTU is larger than the uplink's.
+    """Return (warning, next step) for each network whose MTU is larger than the uplink's.
 
     The uplink is the interface of the host's default route. Each IP version of the network is
     checked. Internal networks are left out.
@@ -74,7 +74,7 @@ def mute_name_servers(
 
 
 def replaced_files(store: Store, services: Iterable[str]) -> list[tuple[str, str]]:
-    """Return a warning and the next step for each replaced file that a running service mounts.
+    """Return (warning, next step) for each replaced file that a running service mounts.
 
     A file counts as replaced if another file is now at the path of a volume on the host, or if
     symbolic links of the path lead elsewhere. A warning about an instance names its service.

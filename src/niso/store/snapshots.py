@@ -180,9 +180,7 @@ class SnapshotRows(PortRows, PolicyRows):
         return Instances(self._db)
 
     def with_fronts(self, services: Iterable[str]) -> set[str]:
-        """Return the given services, and for each instance also its service, because policies refer
-        to services.
-        """
+        """Return the given services, with the services of instances, to which policies refer."""
         instances = ((name, self.instances.get(name)) for name in services)
         return {one for name, own in instances for one in (name, own.front if own else name)}
 
