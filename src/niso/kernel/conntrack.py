@@ -288,8 +288,8 @@ def tracked() -> list[Tracked]:
 
 
 def opened() -> list[tuple[str, Connection]]:
-    """Return the open TCP, UDP and SCTP flows in connection tracking as (protocol, addresses and
-    ports after DNAT).
+    """Return (protocol, addresses and ports after DNAT) of the open TCP, UDP and SCTP flows in
+    connection tracking.
 
     TCP flows are open while they are established, SCTP flows after a reply. A UDP flow is open if
     packets went both ways for more than two seconds, so that a request with its reply does not

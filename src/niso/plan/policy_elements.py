@@ -141,8 +141,8 @@ class _Direction(NamedTuple):
 
 
 def container(ingress: bool, family: int, part: str) -> str:
-    """Return the name of an nftables map of policies, such as ``in4_port``. The map contains one
-    part of the policies, for one direction (ingress or egress) and one IP version.
+    """Return the name of the nftables map for one part of a policy look-up (see the module), one
+    direction (ingress or egress) and one IP version, such as ``in4_port``.
     """
     return f"{'in' if ingress else 'out'}{family}_{part}"
 

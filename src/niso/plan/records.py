@@ -433,7 +433,7 @@ class Outside(NamedTuple):
     addresses: tuple[DnsAddress, ...] = ()  # sorted
 
     def in_state(self, *states: str) -> tuple[str, ...]:
-        """Return the name's addresses that have one of these states, in the order of ``states``."""
+        """Return the name's addresses with one of the ``states``, in the order of ``states``."""
         return tuple(
             known.address for state in states for known in self.addresses if known.state == state
         )

@@ -447,7 +447,7 @@ def _before_dnat(context: PolicyContext, packet: _Packet) -> Reason | None:
 
 
 def _to_all(context: PolicyContext, packet: _Packet) -> Reason:
-    """Check the path of a multicast or broadcast packet that does not come from the host."""
+    """Check the path (without policies) of multicast or broadcast, except from the host."""
     entered, to = packet.entered, str(packet.to)
     if not packet.sender or not context.networks[entered].multicast:
         return _drop("broadcast and multicast do not reach services")

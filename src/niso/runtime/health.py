@@ -369,7 +369,7 @@ def _inside(namespace: str | None) -> Any:
 
 def _http(sock: socket.socket, check: Healthcheck) -> _Steps:
     """Send an HTTP request (RFC 9112), and evaluate the status line of the final response. Interim
-    responses (RFC 9110, 15.2) are skipped. Yields and returns the same as `_steps`.
+    responses (RFC 9110, 15.2) are skipped. This is a part of the generator `_steps`.
     """
     request = (
         f"GET {check.path} HTTP/1.1\r\nHost: {check.host}\r\n"

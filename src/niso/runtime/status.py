@@ -225,7 +225,7 @@ def describe_exit(code: int | None) -> str:
 
 
 def out_of_memory(service: str) -> bool:
-    """Return whether the memory limit has killed a process of the present run."""
+    """Return whether the memory limit has killed a process of a service's present run."""
     return _has_run_file(service, "persist/oom")
 
 

@@ -580,8 +580,8 @@ def _path(name: str) -> str:
 
 
 def wake_agent(name: str = AGENT) -> bool:
-    """Wake the agent called ``name`` on this host: the cluster's agent, or `HEALTH` or
-    `KUBERNETES`. Returns without waiting. The result says whether the agent is running.
+    """Wake an agent on this host: the cluster's by default, or that for health checks (`HEALTH`) or
+    Kubernetes (`KUBERNETES`). Returns at once whether the agent is running.
     """
     try:
         fd = os.open(_path(name), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 class Address(NamedTuple):
     """An address with its prefix length, on a network interface. ``routed`` says whether a route to
-    the address's prefix exists. The kernel adds this route by default. A bridge has it. A service
-    does not have it, because it sends packets for its prefix to its gateway's MAC
-    (plan/desired.py). ``lasting`` says whether the address has no limited lifetime.
+    the address's prefix exists, which the kernel adds by default. Addresses of bridges have this
+    route. Addresses in services do not, because a service sends packets for the prefix to its
+    gateway's MAC (plan/desired.py). ``lasting`` says whether the address has no limited lifetime.
     """
 
     netns: str
