@@ -29,9 +29,19 @@ def test_stop_leaves_nothing_and_is_fine_twice(runtime: Runtime) -> None:
 def test_stop_of_one_service_keeps_the_cgroup_of_another(runtime: Runtime, lab: Lab) -> None:
     runtime.start(["/bin/sleep", "1000"])
     runtime.start(["/bin/sleep", "1000"], service="other")
+    # another program of the host moves a process into the cgroup, and makes a cgroup below it
+    lab.run(
+        *("sh", "-c"),
+        "sleep 1001 >/dev/null 2>&1 & at=$(find /sys/fs/cgroup -name $0 -print -quit)\n"
+        'mkdir "$at/inner" && echo $! > "$at/inner/cgroup.procs"',
+        SERVICE,
+    )
+    assert "sleep 1001" in lab.run("ps", "-eo", "args=").stdout
     runtime.stop()
-    assert "sleep" in lab.run("ps", "-eo", "comm=").stdout
+    programs = lab.run("ps", "-eo", "args=").stdout
+    assert "sleep 1000" in programs and "sleep 1001" not in programs
     assert lab.run("find", "/sys/fs/cgroup", "-name", "other").stdout
+    assert lab.run("find", "/sys/fs/cgroup", "-name", SERVICE).stdout == ""
     runtime.call("stop", "other")
     assert lab.run("find", "/sys/fs/cgroup", "-name", f"{CGROUP}*").stdout == ""
 

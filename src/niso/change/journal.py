@@ -8,8 +8,8 @@ removal is then completed. An interrupted activation is undone (`niso.change.und
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
 from itertools import groupby
 
 from niso.base.errors import Conflict, Error, ErrorGroup, raise_all
@@ -135,7 +135,7 @@ def _try_lock(store: Store, locks: ExitStack, held: set[str], service: str) -> b
             except Conflict:
                 return False
             held.add(name)
-            locks.callback(_remove_lock, store, name)
+            locks.callback(_record_and_clean, store, [name])
     return True
 
 
@@ -170,44 +170,44 @@ def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, Error
 def locked(store: Store, services: Iterable[str]) -> ExitStack:
     """Lock several services in sorted order, and their instances last.
 
-    Returns a context manager that releases the locks at its end.
+    Returns a context manager that releases the locks at its end. Before, it records the events of
+    the services for `niso events`, and deletes the locks of removed services.
     """
     fronts = {front_of(name) for name in services}
-    with ExitStack() as locks:
-        for name in sorted(fronts):
-            locks.enter_context(locked_one(store, name))
-        locks.enter_context(locked_instances(store, {*services} - fronts))
-        return locks.pop_all()
+    return _locked(store, [*sorted(fronts), *sorted({*services} - fronts)])
 
 
 def locked_instances(store: Store, names: Iterable[str]) -> ExitStack:
     """Lock instances of services that are locked. Return a context manager like `locked`."""
+    return _locked(store, sorted(names))
+
+
+def locked_one(store: Store, service: str) -> ExitStack:
+    """Lock a service. Return a context manager like `locked`."""
+    return _locked(store, [service])
+
+
+def _locked(store: Store, names: list[str]) -> ExitStack:
+    held: list[str] = []
     with ExitStack() as locks:
-        for name in sorted(names):
-            locks.enter_context(locked_one(store, name))
+        try:
+            for name in names:
+                locks.enter_context(service_lock(name))
+                held.append(name)
+        finally:  # the end of the context calls this first, while all are locked
+            locks.callback(_record_and_clean, store, held)
         return locks.pop_all()
 
 
-@contextmanager
-def locked_one(store: Store, service: str) -> Iterator[None]:
-    """Lock a service in a ``with`` block. Afterwards, record its events for `niso events`.
-
-    The lock of a removed service is deleted.
-    """
-    with service_lock(service):
-        try:
-            yield
-        finally:
-            _remove_lock(store, service)
-
-
-def _remove_lock(store: Store, name: str) -> None:
+def _record_and_clean(store: Store, names: list[str]) -> None:
+    """Record the events of locked services, and delete the locks of removed services."""
     try:
-        event_log.record(store, [name])
-        known = store.service(name) is not None
+        event_log.record(store, names)
+        with store.reading():
+            removed = [name for name in names if store.service(name) is None]
     except sqlite3.Error:
         return
-    if not known:
+    for name in removed:
         remove_locks(name)
 
 

@@ -284,7 +284,16 @@ def plan(
     unread = frozenset(
         e for e in want[Element] if trusting and e.is_mapped and e.key() not in known
     )
-    asked = candidates.replace(Element, candidates[Element] - unread)
+    listed = candidates.replace(Element, candidates[Element] - unread)
+    # objects in a namespace that is deleted are deleted with it, except the veth pair
+    ending = {own.name for own in before[Netns]} - _spaces(want)
+    asked = State.of_kinds(
+        lambda kind: [
+            obj
+            for obj in listed[kind.type]
+            if kind.reads_closed_spaces or kind.space(obj) not in ending
+        ]
+    )
     present = kernel.read(asked, alias(store.state_id()))
     if occupied := {*_occupied(kernel, want, present, before), *closed}:
         want = _outside(want, occupied)

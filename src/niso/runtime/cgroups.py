@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 from niso.base import files
 from niso.base.locks import open_lock
@@ -45,15 +46,29 @@ def _own_cgroups() -> dict[str, str]:
     The list of mounts is read only if a hierarchy is not at its usual mount point, because reading
     it takes 2 ms with 1,000 services. The cgroups are then unknown, and the values are "".
     """
+    lines = own_lines()
+    try:
+        device = os.stat(_TOP).st_dev
+    except OSError:
+        device = 0
+    own = dict(_usual(tuple(lines), _TOP, device))
+    return own or {unescaped(point): "" for _, point, *_ in mounts()}
+
+
+@lru_cache(maxsize=1)
+def _usual(
+    lines: tuple[tuple[str, str], ...], top: str, device: int
+) -> tuple[tuple[str, str], ...]:
+    """Return (mount point, path) for each item of `own_lines`, or () if a hierarchy is not at its
+    usual mount point. ``device`` is the file system at ``top``, which differs in a lab.
+    """
     own = {}
-    for controllers, path in own_lines():
-        v1 = f"{_TOP}/{controllers.removeprefix('name=')}"
-        mixed = f"{_TOP}/unified"
-        v2 = mixed if os.path.exists(f"{mixed}/cgroup.procs") else _TOP
+    for controllers, path in lines:
+        v1 = f"{top}/{controllers.removeprefix('name=')}"
+        mixed = f"{top}/unified"
+        v2 = mixed if os.path.exists(f"{mixed}/cgroup.procs") else top
         own[v1 if controllers else v2] = path
-    if own and all(os.path.exists(f"{root}/cgroup.procs") for root in own):
-        return own
-    return {unescaped(point): "" for _, point, *_ in mounts()}
+    return tuple(own.items()) if all(os.path.exists(f"{at}/cgroup.procs") for at in own) else ()
 
 
 class Usage(NamedTuple):
@@ -325,23 +340,42 @@ def pids_in(folder: str) -> list[int]:
         return []
 
 
-def remove(path: str) -> None:
-    """Remove a cgroup and its descendants. Cgroups that have processes stay."""
-    for root in roots():
-        for folder, _, _ in os.walk(f"{root}{path}", topdown=False):
+def remove(path: str) -> bool:
+    """Remove a cgroup and its descendants. Cgroups that have processes stay.
+
+    Returns whether all of them have been removed. False is returned if there are no hierarchies.
+    """
+    removed = [_remove_below(f"{root}{path}") for root in roots()]
+    return bool(removed) and all(removed)
+
+
+def _remove_below(top: str) -> bool:
+    try:
+        os.rmdir(top)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        for folder, _, _ in os.walk(top, topdown=False):
             remove_empty(folder)
+    return not os.path.exists(top)
 
 
 def remove_with_parent(path: str) -> None:
     """Remove a service's cgroup. Also remove the parent if it is empty and no service starts."""
     remove(path)
+    remove_parent(os.path.dirname(path))
+
+
+def remove_parent(path: str) -> None:
+    """Remove the cgroup that contains the services' cgroups, if it is empty and no service is
+    starting.
+    """
     guard = open_lock(".cgroup")
     try:
         fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for root in roots():
-            parent = os.path.dirname(f"{root}{path}")
-            remove_empty(f"{parent}/{KEEPERS}")
-            remove_empty(parent)
+            remove_empty(f"{root}{path}/{KEEPERS}")
+            remove_empty(f"{root}{path}")
     except BlockingIOError:
         return
     finally:

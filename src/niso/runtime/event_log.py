@@ -3,7 +3,7 @@
 niso has no daemon, so each niso process that changes something also records the events: it compares
 the services that it has changed with their last recorded state, and appends the differences to the
 ring (`record`). A command does so before it releases the lock of a service
-(`niso.change.journal.locked_one`). conmon's exit command does so when a process has exited or was
+(`niso.change.journal.locked`). conmon's exit command does so when a process has exited or was
 restarted (`record_run`). A process that probes a service does so when the health has changed
 (`record_health`). `niso events` does so for all services, to find changes that no niso process has
 made. The recorded states are under one lock, so no event is recorded twice.
@@ -74,20 +74,21 @@ def record(
     """
 
     def compare(now: float) -> tuple[list[Happened], dict[str, ServiceState | None]]:
-        busy = {intent.service for intent in store.intents()} - {*interrupted}
         found: list[Happened] = []
         states: dict[str, ServiceState | None] = {}
-        for name in services:
-            row = store.service(name)
-            if name in busy:
-                continue
-            old, new = _recorded(name), None if row is None else _present(store, row, fate)
-            if new is not None and new.state == _STOPPING:
-                continue
-            found += service_events(name, old, new, now)
-            if new != old:
-                states[name] = new
-        made = store.networks_made()
+        with store.reading():
+            busy = {intent.service for intent in store.intents()} - {*interrupted}
+            for name in services:
+                row = store.service(name)
+                if name in busy:
+                    continue
+                old, new = _recorded(name), None if row is None else _present(store, row, fate)
+                if new is not None and new.state == _STOPPING:
+                    continue
+                found += service_events(name, old, new, now)
+                if new != old:
+                    states[name] = new
+            made = store.networks_made()
         known = _read_json(_state_file(_NETWORKS))
         if known is None or known != {name: subnets for name, (_, subnets) in made.items()}:
             # a network comes before the services on it

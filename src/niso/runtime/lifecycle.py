@@ -34,7 +34,7 @@ from niso.runtime import cgroups, crun, launch, root, status, units
 from niso.runtime.root import HOSTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    pass
 
 
 # --- start and stop -------------------------------------------------------------------------------
@@ -42,13 +42,6 @@ if TYPE_CHECKING:
 
 _KILL_S = 10.0
 """Seconds that a process may take to exit after SIGKILL."""
-_AT_ONCE = 500
-"""The maximum number of containers that one crun process deletes.
-
-An argument of a program has at most 128 KiB (execve(2)).
-"""
-
-
 _FILES, _BYTES, _INODES = 64, 1 << 18, 64
 """What a start needs: open files, bytes in the run folder, and files in the run folder."""
 
@@ -163,8 +156,7 @@ def stop(service: str, timeout_s: float | None = None) -> None:
     """
     try:
         if _stop_runs(service, timeout_s):
-            _delete([service])
-            _remove(service)
+            _remove_shared({_remove(service)})
     except OSError as error:
         raise _failed(service, "stop", error) from error
 
@@ -172,23 +164,16 @@ def stop(service: str, timeout_s: float | None = None) -> None:
 def stop_all(services: Iterable[str]) -> dict[str, Error]:
     """Kill services with SIGKILL, and remove their runtime files. Return the errors by service."""
     errors: dict[str, Error] = {}
-
-    def attempt(names: Iterable[str], do: Callable[[str], bool]) -> list[str]:
-        """Call ``do`` for each service. Return the services for which it returned true."""
-        done = []
-        for name in names:
-            try:
-                if do(name):
-                    done.append(name)
-            except ProcessError as error:
-                errors[name] = error
-            except OSError as error:
-                errors[name] = _failed(name, "stop", error)
-        return done
-
-    ended = attempt(services, lambda name: _stop_runs(name, 0))
-    _delete(ended)
-    attempt(ended, _remove)
+    parents: set[str] = set()
+    for name in services:
+        try:
+            if _stop_runs(name, 0):
+                parents.add(_remove(name))
+        except ProcessError as error:
+            errors[name] = error
+        except OSError as error:
+            errors[name] = _failed(name, "stop", error)
+    _remove_shared(parents)
     return errors
 
 
@@ -205,16 +190,36 @@ def _stop_runs(service: str, timeout_s: float | None) -> bool:
     return True
 
 
-def _remove(service: str) -> bool:
-    files.remove_tree(
-        crun.container_dir(service)
-    )  # crun cannot read what an interrupted create left
-    _end_cgroup(service, crun.load(service))
+def _remove(service: str) -> str:
+    """Remove the container, the cgroup and the runtime files of a service that has ended. Return
+    the parent of its cgroup, or "" if the cgroup is not known.
+
+    ``crun delete`` would take longer to remove the same cgroup and crun's folder. It runs only if
+    the cgroup is not known or cannot be removed: then a process may be left in it or below it.
+    """
+    spec = crun.load(service)
+    cgroup = crun.cgroup_of(spec) if spec is not None else ""
+    if not cgroup or not cgroups.remove(cgroup):
+        _delete(service)
+        if cgroup:
+            _kill_cgroup(service, cgroup)
+            cgroups.remove(cgroup)
+    # crun cannot read what an interrupted create left
+    files.remove_tree(crun.container_dir(service))
     signals.hit(f"remove the runtime files of {service}")
     files.remove_tree(paths.service_dir(service))
-    launch.remove_unused()
     status.forget_health(service)
-    return True
+    return os.path.dirname(cgroup)
+
+
+def _remove_shared(parents: set[str]) -> None:
+    """Remove files and cgroups that services share and that no service uses any more. ``parents``
+    are the results of `_remove`.
+    """
+    if parents:
+        launch.remove_unused()
+    for parent in parents - {""}:
+        cgroups.remove_parent(parent)
 
 
 def abandon(spec: ProcessSpec, bundle: str) -> None:
@@ -311,19 +316,14 @@ def _conmons(services: Collection[str]) -> list[tuple[int, str]]:
 
 def clear(service: str) -> None:
     """Delete a service's container from crun, in any state. Do nothing if there is none."""
-    _delete([service])
+    _delete(service)
     # crun cannot read what an interrupted create left.
     files.remove_tree(crun.container_dir(service))
 
 
-def _delete(services: Iterable[str]) -> None:
-    known = [name for name in services if os.path.isdir(crun.container_dir(name))]
-    if len(known) == 1:
-        crun.run("delete", "--force", crun.container_id(known[0]))
-        return
-    for at in range(0, len(known), _AT_ONCE):
-        names = "|".join(map(crun.container_id, known[at : at + _AT_ONCE]))
-        crun.run("delete", "--force", "--regex", f"^({names})$")
+def _delete(service: str) -> None:
+    if os.path.isdir(crun.container_dir(service)):
+        crun.run("delete", "--force", crun.container_id(service))
 
 
 def _kill_run(spec: ProcessSpec | None, bundle: str, timeout_s: float) -> None:
