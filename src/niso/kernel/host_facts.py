@@ -28,7 +28,7 @@ RESOLVED_UPSTREAMS = "/run/systemd/resolve/resolv.conf"
 
 
 def _network(text: str) -> Network:
-    """Return the network of an address with its prefix length. Raises ValueError."""
+    """Return the network that contains an address with a prefix length. Raises ValueError."""
     import ipaddress
 
     return ipaddress.ip_network(text, strict=False)

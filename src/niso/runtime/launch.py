@@ -151,7 +151,7 @@ class Launch:
 
     @property
     def is_created(self) -> bool:
-        """Return whether `finish` would not wait: the container exists, or its creation failed."""
+        """Return whether the container exists or its creation failed: `finish` will not wait."""
         return crun.wait_readable(self.fd, 0)
 
     def finish(self) -> int:

@@ -153,7 +153,7 @@ def _recorded(volume: MountedVolume, boot: str) -> MountedVolume:
 
 
 def problems(spec: ProcessSpec) -> Iterator[Error]:
-    """Yield an error for each path that refers to another file than at the activation."""
+    """Yield an error for each path that no longer refers to the file of the activation."""
     for secret in spec.secrets:
         try:
             read_secret(secret)
