@@ -91,10 +91,10 @@ def run(_: str, args: Args) -> int:
 
 
 def _serve(measured: Map, server: _PageServer, end: float | None) -> None:
-    """Measure until the time ``end`` (monotonic clock), and send the results to open pages.
+    """Measure traffic until the time ``end`` (monotonic clock), and send states to the server.
 
     While no page is open, niso only records the traffic of each minute. If ``end`` is None, this
-    function returns only by an exception.
+    function never returns: only an exception ends it.
     """
     took = 0.0
     watched_at = time.monotonic()
@@ -118,7 +118,7 @@ def _serve(measured: Map, server: _PageServer, end: float | None) -> None:
 
 
 def _look(measured: Map) -> bytes:
-    """Measure once, and return the state or the error as a line of JSON."""
+    """Measure once. Return a line of JSON, {"state": ...} or {"error": ..., "hint": ...}."""
     try:
         return _line({"state": plain(measured.read())})
     except Error as error:
@@ -170,10 +170,8 @@ class _PageServer:
             raise self._failure(b"") from None
 
     def wait(self, seconds: float, until_asked: bool) -> bool:
-        """Wait for some seconds. Returns whether a page was open at any time.
-
-        If ``until_asked`` is true, the wait ends when a page is opened. Raises Error if the server
-        exits.
+        """Wait for ``seconds``. Return whether a page was open at any time during the wait. With
+        ``until_asked``, the wait ends when a page is opened. Raises Error if the server exits.
         """
         asked = self._watched
         end = time.monotonic() + seconds

@@ -149,7 +149,7 @@ def meaning(of: Argument | Option) -> str:
 
 
 def synopsis(command: Command) -> list[str]:
-    """Return the parts of a usage line, which may wrap between two of them."""
+    """Return the parts of a command's usage line, such as ``[-n N]``. Lines break between them."""
     shown = [f"niso {command.name}"]
     for argument in command.arguments:
         if argument.times == "...":
@@ -236,8 +236,8 @@ ALIASES = {"-h": "help", "--help": "help", "-V": "version", "--version": "versio
 def find(name: str, action: str) -> Command:
     """Return the description of the command ``name``, or of the action ``action`` in this group.
 
-    ``action`` may be one word or two, such as ``member add``. If the group has no such action, the
-    result is the description of the group.
+    ``action`` may have two words, such as ``member add``. If the group has no such action, returns
+    the description of the group.
     """
     catalogue = module(f"catalogue.{COMMANDS[name][1]}")
     group = next((group for group in catalogue.GROUPS if group.name == name), None)
@@ -281,9 +281,10 @@ _OF_OTHERS = {
 
 
 def present(words: list[str]) -> tuple[list[str], str]:
-    """Replace a renamed command, or a command of another tool, at the beginning of a command line.
+    """Convert a command line that begins with a renamed command, or a command of another tool.
 
-    Returns the new words, and a note for the user, which is "" unless the command was renamed.
+    Returns (words with niso's present command, note). The note for the user names the new command.
+    It is "" unless the command was renamed.
     """
     end = words.index("--") if "--" in words else len(words)
     for former, option, now in RENAMED:

@@ -83,9 +83,8 @@ def split(line: str) -> tuple[list[str], str]:
 
 
 def candidates(words: list[str], current: str) -> Candidates:
-    """Return the words that can follow the complete words of a command line, with descriptions.
-
-    ``current`` is the unfinished word. The result may include candidates that do not begin with it.
+    """Return (word, description) for each word that can follow ``words``, the complete words.
+    ``current`` is the unfinished word. Candidates may begin differently: the shell filters them.
     """
     if not words:
         return _commands()
@@ -108,7 +107,7 @@ def _commands() -> Candidates:
 
 
 def _actions(group: Command | None, words: Sequence[str]) -> Candidates:
-    """Return the names of a group's actions that can follow ``words``, with descriptions."""
+    """Return (name, description) for each of a group's actions that can follow ``words``."""
     following: dict[str, str] = {}
     for action in group.actions if group is not None else ():
         own = action.name.split()[1:]
@@ -210,7 +209,9 @@ def _words(ports: Iterable[niso.Port]) -> list[str]:
 
 
 def _forwards(placed: list[str], given: list[str]) -> Candidates:
-    """Return the service's forwarded ports, or with --take-over the ports of other services."""
+    """Return a service's ports from `port_forward`, or with --take-over ports of others. ``placed``
+    are the arguments before the cursor, and ``given`` all words.
+    """
 
     def read(host: niso.Host) -> Candidates:
         if "--take-over" not in given:
@@ -224,7 +225,7 @@ def _forwards(placed: list[str], given: list[str]) -> Candidates:
 
 
 def _targets(placed: list[str], given: list[str]) -> Candidates:
-    """Return the valid destinations: services, SERVICE:PORT of published ports, ``host``."""
+    """Return the destinations of explain and ping: services, their published ports, ``host``."""
 
     def read(host: niso.Host) -> Candidates:
         ports = host.networks.ports()

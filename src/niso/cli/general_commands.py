@@ -85,7 +85,7 @@ def print_help(words: list[str]) -> int:
 
 
 def documented() -> list[Command]:
-    """Return the commands of docs/reference: all but help, version and hidden commands."""
+    """Return the commands to document: all except help, version and hidden commands."""
     return [find(name, "") for name in COMMANDS if name not in (*HIDDEN, "help", "version")]
 
 
@@ -117,7 +117,9 @@ def _print_imported(made: niso.ImportedStack) -> None:
 
 
 def follow(start: Callable[[Callable[[str], None]], Following]) -> int:
-    """Run an agent and print its log, until a signal arrives. Return the exit status."""
+    """Run the agent that ``start(log)`` returns, and print its log, until a signal arrives. Returns
+    the exit status.
+    """
     following = start(lambda line: print(output.escaped(line), flush=True))
     ended = []
 

@@ -204,7 +204,7 @@ def _plain(arguments: list[str]) -> bool:
 
 
 def explained(error: Exception) -> Error:
-    """Convert an exception to the `Error` that the user sees. Unexpected ones are called bugs."""
+    """Convert an exception to the `Error` to print, which calls an unexpected exception a bug."""
     from niso.look.session import explained as known
 
     if isinstance(error, OSError) and error.filename is None:

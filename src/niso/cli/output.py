@@ -106,7 +106,9 @@ def _escaped_row(row: Sequence[str]) -> list[str]:
 def _narrowed(
     lines: list[list[str]], widths: list[int], room: int
 ) -> tuple[list[list[str]], list[int]]:
-    """Wrap lists in cells until a table fits ``room`` columns. Return new lines and widths."""
+    """Wrap lists in cells until a table fits ``room`` characters, or no list can be wrapped more.
+    Returns (lines, widths of the columns).
+    """
     least = [
         max(len(item) for line in lines for item in _items(line[i])) for i in range(len(widths))
     ]
@@ -184,7 +186,7 @@ def _painted(cell: str) -> str:
 
 
 def ends(flow: niso.Flow | niso.PolicyEffect | niso.FlowLoad) -> tuple[str, str]:
-    """Format the source and the destination of a flow: ``api``, ``[fd00::2]:53/udp``."""
+    """Return the source and destination of a flow as (``api``, ``[fd00::2]:53/udp``)."""
     return flow.from_.name, f"{bracketed(flow.to.name)}:{flow.port}/{flow.proto}"
 
 
@@ -196,14 +198,16 @@ def ago(seconds: float | None, never: str = "-") -> str:
 
 
 def flow_cells(flow: niso.Flow | niso.PolicyEffect) -> tuple[str, ...]:
-    """Return the cells of a flow in the columns FROM, TO, NEW, OPEN and LAST of a table."""
+    """Return a flow's cells for the columns FROM, TO, NEW, OPEN and LAST of a table."""
     return (*ends(flow), str(flow.new or "-"), str(flow.open or "-"), ago(flow.ago))
 
 
 def merged[T: (niso.Flow, niso.PolicyEffect)](
     flows: Iterable[T], key: Callable[[T], object]
 ) -> list[T]:
-    """Merge flows with the same ``key``, such as a flow over IPv4 and one over IPv6. Add counts."""
+    """Merge flows for which ``key`` is equal, such as over IPv4 and IPv6, and add their counts. A
+    merged flow has the other values of the first flow, and the lower age.
+    """
     rows: dict[object, T] = {}
     for flow in flows:
         known = rows.setdefault(key(flow), flow)
@@ -223,7 +227,7 @@ def as_json(value: object) -> None:
 
 
 def result[T](args: Args, value: T, show: Callable[[T], object]) -> int:
-    """Print a result of the API as JSON with --json, or else with ``show``. Returns 0."""
+    """Print ``value`` as JSON with --json, or else by ``show(value)``. Return the exit status 0."""
     if args.json:
         as_json(value)
     else:
@@ -232,14 +236,13 @@ def result[T](args: Args, value: T, show: Callable[[T], object]) -> int:
 
 
 def results[T](args: Args, done: Sequence[T], line: Callable[[T], str]) -> int:
-    """Print each result as a line of text, or all results as JSON with --json. Returns 0."""
+    """Print ``done`` as JSON with --json, or else ``line(item)`` for each. Return 0."""
     return result(args, done, lambda done: [print(line(one)) for one in done])
 
 
 def changes(args: Args, done: Sequence[niso.Changed], words: tuple[str, str]) -> int:
-    """Print for each service whether it was changed. Returns 0.
-
-    ``words`` are the texts for an unchanged and for a changed service.
+    """Print for each service whether it was changed, or JSON with --json. Return 0. ``words`` are
+    the texts for an unchanged and for a changed service.
     """
     return results(args, done, lambda one: f"{one.service}: {words[one.changed]}")
 
@@ -250,7 +253,7 @@ def ports_text(ports: Iterable[niso.Port]) -> str:
 
 
 def as_listed(port: str) -> str:
-    """Format a port of a manifest, such as ``127.0.0.1:53:53/udp``, as `ports_text` does."""
+    """Convert a manifest's port such as ``127.0.0.1:53:53/udp`` to the form of `ports_text`."""
     host, colon, container = port.removeprefix("0.0.0.0:").rpartition(":")
     return f"{host}{arrow()}{container}" if colon else port
 
@@ -263,7 +266,7 @@ def _port_text(port: niso.Port) -> str:
 
 
 def socket_text(address: str, port: int, proto: str) -> str:
-    """Format where a socket listens: ``80`` (0.0.0.0), ``127.0.0.1:80`` or ``[::]:53/udp``."""
+    """Format a listening socket: ``80`` (on 0.0.0.0), ``127.0.0.1:80`` or ``[::]:53/udp``."""
     host = "" if address == "0.0.0.0" else f"{bracketed(address)}:"
     return f"{host}{port}{'' if proto == 'tcp' else f'/{proto}'}"
 
@@ -359,8 +362,8 @@ CHANGING = "changing the network"
 def _current(event: Event) -> str:
     """Return the text of the step that runs after ``event`` was reported.
 
-    For a kernel step this is `CHANGING`, because all kernel steps of a plan are reported before the
-    first of them is executed.
+    After a kernel step, returns `CHANGING`, because all kernel steps of a plan are reported before
+    niso executes the first.
     """
     if isinstance(event, PAST) or type(event).__module__.startswith("niso.kernel."):
         return CHANGING
@@ -371,8 +374,8 @@ class Progress:
     """The reporter of a command's progress: ``with Progress(args) as host.progress:``.
 
     With -v or --dry-run, all events are printed. Otherwise only warnings are printed, and steps
-    that take more than a second. The first slow step starts a thread that prints these steps. All
-    kernel steps of a change, and the checks after them, are printed as one step.
+    that take more than a second. A thread prints these steps. All kernel steps of a change, and the
+    checks after them, are printed as one step.
     """
 
     def __init__(self, args: Args) -> None:
@@ -411,7 +414,9 @@ class Progress:
             self._show(event)
 
     def _report(self, event: Event) -> None:
-        """Record that a step has begun. Start the thread for slow steps if the step can be slow."""
+        """Record the step that ``event`` begins, for the thread that prints slow steps. Starts this
+        thread at the first step that can be slow, or soon after the command's start.
+        """
         now = time.monotonic()
         if not self._running and not isinstance(event, SLOW) and now < self._began + SOON_S:
             return
@@ -470,7 +475,7 @@ class Progress:
                     self._reported = elapsed
 
     def _follow(self, event: Event) -> None:
-        """Update the list of services that are started but not healthy yet."""
+        """Update the services that are started but not healthy yet, of which slow steps report."""
         if isinstance(event, report.Starting) and event.service in self._waits:
             self._unhealthy[event.service] = None
         elif isinstance(event, report.Healthy):

@@ -111,7 +111,7 @@ def _is_option(word: str) -> bool:
 
 
 def _split(word: str, flags: dict[str, Option]) -> tuple[str, str | None]:
-    """Split ``--mtu=9``, ``-n5`` or ``-ft`` into (flag, rest). A missing rest is None."""
+    """Split ``--mtu=9``, ``-n5`` or ``-ft`` into (flag, rest). A flag alone has the rest None."""
     if word.startswith("--"):
         flag, equals, value = word.partition("=")
         return flag, value if equals else None
@@ -212,7 +212,7 @@ def unknown_command(words: list[str]) -> UsageError:
 
 
 def _for_paths(words: list[str]) -> str:
-    """Return a hint for ``start PATH``, or for ``up`` in the current folder, or else ""."""
+    """Return a hint if ``words`` are ``start PATH`` or ``up`` without a path, or else ""."""
     path = next((word for word in words[1:] if "/" in word or word.endswith(".toml")), "")
     if words[0] == "start" and path:
         return f"niso activate {path}: starts the service of a folder"
@@ -358,7 +358,7 @@ def _list(rows: list[tuple[str, str]], columns: int, least: int = 0) -> str:
 
 
 def examples(of: Command, columns: int) -> list[str]:
-    """Return the lines of a command's examples, each with its remark behind or above it."""
+    """Return the lines of a command's examples, each with its remark at the end or above."""
     short = [len(a) for a, b in of.examples if b and len(a) + len(b) <= columns - 6]
     column = max((length for length in short if length <= 44), default=0)
     lines = []

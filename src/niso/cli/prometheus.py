@@ -60,7 +60,7 @@ def _library() -> Any:
 
 
 def text(flows: int, progress: Any = None) -> bytes:
-    """Return all metrics in Prometheus' text format 0.0.4. At most ``flows`` series are flows."""
+    """Return metrics in Prometheus' text format 0.0.4, with at most ``flows`` series of flows."""
     library = _library()
 
     def collect() -> Iterator[Family]:
@@ -102,7 +102,7 @@ def _write(path: str, body: bytes) -> None:
 
 
 class _Scrape(BaseHTTPRequestHandler):
-    """The handler of one HTTP request, in a forked process that SIGALRM kills after a timeout."""
+    """The handler of an HTTP request. SIGALRM kills its process after a timeout."""
 
     flows = 0
     server_version, sys_version = "niso", ""

@@ -325,7 +325,9 @@ def _logs(host: Host, args: Args) -> int:
 
 
 def _print_chunks(chunks: Iterable[bytes], follow: bool) -> int:
-    """Print logs and return the exit status. With ``follow``, flush stdout after each chunk."""
+    """Print logs and return the exit status: 0, or 130 after Ctrl-C. With ``follow``, flushes
+    stdout after each chunk. Raises BrokenPipeError if its reader exits.
+    """
     raw = sys.stdout.buffer
     terminal = output.is_terminal()
     gone: list[bool] = []
@@ -346,7 +348,9 @@ def _print_chunks(chunks: Iterable[bytes], follow: bool) -> int:
 
 
 def _watch_reader(gone: list[bool]) -> None:
-    """Add True to ``gone`` and send SIGTERM to this process when the reader of stdout exits."""
+    """Start a thread that waits until the reader of stdout exits. The thread then adds True to
+    ``gone`` and sends SIGTERM to this process.
+    """
 
     def watch() -> None:
         poll = select.poll()

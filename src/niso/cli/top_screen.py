@@ -88,7 +88,7 @@ def _order_file() -> str:
 
 
 def _known_order() -> str:
-    """Return the order that the user chose in an earlier niso top, or ``busy``."""
+    """Return the sort order that the user chose in an earlier niso top, or ``busy``."""
     try:
         with open(_order_file(), encoding="utf-8") as file:
             order = file.read(20)
@@ -274,7 +274,9 @@ class TopScreen(App[None]):
             sockets.fill(traffic_commands.SOCKET_COLUMNS, list(self._sockets), self._socket_cells)
 
     def _flow_keys(self) -> list[str]:
-        """Return the keys of the flows to show: first denied flows, then the others by traffic."""
+        """Return the row keys of the flows to show, sorted by verdict and then by traffic. Denied
+        flows are first.
+        """
         home, rank, past = self._home(self.chosen), list(_VERDICTS).index, self._flow_history
 
         def is_shown(flow: FlowLoad) -> bool:
@@ -392,10 +394,10 @@ class TopScreen(App[None]):
             self.push_screen(Output(traffic_commands.logs_words(service)))
 
     def _subject(self) -> tuple[str | None, FlowLoad | None]:
-        """Return the service and the flow for a key such as ``c`` (capture). Each can be None.
+        """Return (service, flow) on which a pressed key such as ``c`` (capture) acts.
 
-        If a flow is selected, the service is the one on the screen, or else the flow's destination
-        or source.
+        Each is None if nothing suitable is selected. If a flow is selected, the service is the
+        service on the screen, or else the flow's destination or source.
         """
         services, _, sockets = self._tables()
         table = next((part for part in self._tables() if part.has_focus), services)
@@ -461,7 +463,7 @@ STYLES = {
 class RowTable(ScrollView, can_focus=True):
     """A table of many rows that renders only the visible rows, below a line with the column titles.
 
-    If rows are sorted differently, the cursor stays on the row with the same key.
+    After `fill`, the cursor is on the row with the same key as before.
     """
 
     COMPONENT_CLASSES: ClassVar = {"rows--titles", "rows--cursor"}
@@ -491,7 +493,7 @@ class RowTable(ScrollView, can_focus=True):
         self._cells: Callable[[str], Cells] = lambda _: ()
 
     def fill(self, titles: tuple[str, ...], keys: list[str], cells: Callable[[str], Cells]) -> None:
-        """Replace all rows. Each row has a key, for which ``cells`` returns the row's cells."""
+        """Set the rows: one for each of ``keys``, with the cells that ``cells(key)`` returns."""
         at = self.key
         if titles != self._titles:
             self._titles, self._widths = titles, [len(title) for title in titles]

@@ -304,7 +304,9 @@ def _unwritten(path: str, error: OSError, option: str = "-w") -> UsageError:
 
 
 def _is_peer(word: str) -> bool:
-    """Return whether an argument is a peer (``db:80``, ``host``, an address), not a service."""
+    """Return whether an argument of capture is a peer: ``db:80``, ``host`` or an address. Otherwise
+    the argument is a service to capture.
+    """
     return word == "host" or not word[:1].isalpha() or not set(word).isdisjoint(":/")
 
 
@@ -382,7 +384,11 @@ def _cells(flow: niso.Flow) -> tuple[str, ...]:
 
 
 def decided_by(flow: niso.Flow | niso.FlowLoad) -> str:
-    """Format what decides on a flow, or would decide now: ``db allow_from[0] "api:80"``."""
+    """Format what decided about a flow: ``published 80, db allow_from[0] "api:80"``.
+
+    If the verdict would now be different, the result shows this. Returns "" if no published port
+    and no policy is involved.
+    """
     parts = [] if flow.published is None else [f"published {flow.published}"]
     if flow.key:
         line = f"{flow.service} {flow.key.removeprefix('network.policy.')}"
@@ -429,7 +435,7 @@ def _learn(host: Host, args: Args) -> int:
 
 
 def _watch(period: str) -> str:
-    """Wait for a period such as ``1h``, or until Ctrl-C. Return the time of the call (RFC 3339)."""
+    """Wait for a period such as ``1h``, or until Ctrl-C. Return when the wait began (RFC 3339)."""
     seconds = duration(period, "--for")
     start = datetime.now(UTC)
     output.note(f"niso: watching for {period}; Ctrl-C ends it early")

@@ -224,9 +224,8 @@ class Agent:
             self._say(f"the cluster does not have network {name} any more: {error.message}")
 
     def _taken_over(self, store: Store, claims: Claims, lost: list[str]) -> list[str]:
-        """Return those services in ``lost`` that another host has now reserved in etcd.
-
-        A service that a command is changing is left out, and the agent requests another poll.
+        """Return those services in ``lost`` that another host has now reserved in etcd. A service
+        that a command is changing is left out, and the agent requests another poll.
         """
         ended = []
         for service in lost:
@@ -441,9 +440,8 @@ def _text(error: Exception) -> str:
 
 
 def last() -> tuple[float | None, dict[str, float]]:
-    """Return (time of the last poll, {dead host: time at which a poll first found it dead}).
-
-    The times are seconds of the monotonic clock. If no poll is recorded, returns (None, {}).
+    """Return (time of the last poll, {dead host: time at which a poll first found it dead}). The
+    times are seconds of the monotonic clock. If no poll is recorded, returns (None, {}).
     """
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         kept = json.loads(files.read(_path()) or b"{}")

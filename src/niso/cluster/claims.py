@@ -455,9 +455,8 @@ class Claims:
 def without(
     items: Mapping[str, KeyValue], claim: ClusterClaim, keys: Keys, host: str
 ) -> Iterator[Put]:
-    """Yield Put operations that remove one host from a claim that several hosts share.
-
-    ``items`` are the present keys of the service and its addresses, by name.
+    """Yield Put operations that remove one host from a claim that several hosts share. ``items``
+    are the present keys of the service and its addresses, by name.
     """
     key = keys.service(claim.service)
     value = key_values.left(decode(items[key].value, key), host)

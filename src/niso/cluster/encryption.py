@@ -150,9 +150,8 @@ def renew(store: Store, kernel: Kernel) -> str:
 
 
 def _adopt(store: Store, kernel: Kernel) -> str:
-    """Make the store and WireGuard use the private key in the key's file.
-
-    Returns the public key, or "" if this host has left the cluster.
+    """Make the store and WireGuard use the private key in the key's file. Returns the public key,
+    or "" if this host has left the cluster.
     """
     present, private = store.across.tunnel(), files.read(paths.wireguard_key())
     if present is None:  # a command left the cluster in the meantime

@@ -101,9 +101,8 @@ class Etcd:
             self._connection = None
 
     def get(self, prefix: str, *, one: bool = False, stale: bool = False) -> Answer:
-        """Return all keys with a prefix. If ``one``, ``prefix`` is the name of a single key.
-
-        With ``stale``, the answer may be old: a member that is cut off from the others may answer.
+        """Return all keys with a prefix. If ``one``, ``prefix`` is the name of a single key. With
+        ``stale``, the answer may be old: a member that is cut off from the others may answer.
         """
         body = _span(prefix, not one)
         if stale:
@@ -266,7 +265,6 @@ class Etcd:
         self, path: str, body: dict[str, Any]
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         """Send a streaming request to the members in turn. Return the connection that answers.
-
         Raises NoAnswer.
         """
         problem = ""
@@ -414,7 +412,6 @@ def _revision(answer: dict[str, Any]) -> int:
 
 def _batch(line: bytes) -> Batch | None:
     """Parse a line of a watch to (revision, events). Raises Refused (`COMPACTED`) and NoAnswer.
-
     Returns None for the first line, which only confirms the watch.
     """
     document = _document(line)

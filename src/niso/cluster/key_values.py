@@ -69,9 +69,8 @@ def version(text: object) -> str:
 
 
 def is_usable(address: str, networks: tuple[tuple[str, str], ...]) -> bool:
-    """Return whether a service can have ``address`` on a network with these subnets.
-
-    A subnet is a pair (CIDR, address of the gateway).
+    """Return whether a service can have ``address`` on a network with these subnets. A subnet is a
+    pair (CIDR, address of the gateway).
     """
     number = ipaddress.ip_address(address)
     for cidr, gateway in networks:
@@ -223,9 +222,8 @@ def others_of(value: dict[str, Any]) -> dict[str, bool]:
 
 
 def claim_of(item: KeyValue, keys: Keys, host: str = "") -> ClusterClaim:
-    """Parse the value of a service's key in etcd to a claim. Raises Error if it is invalid.
-
-    If several hosts have reserved the service, the result is the claim of ``host``, if it has one.
+    """Parse the value of a service's key in etcd to a claim. Raises Error if it is invalid. If
+    several hosts have reserved the service, the result is the claim of ``host``, if it has one.
     """
     value = decode(item.value, item.key)
     try:
@@ -311,9 +309,8 @@ def host_of(item: KeyValue, keys: Keys) -> HostEntry:
 
 
 def cluster_of(item: KeyValue) -> Cluster:
-    """Parse the value of the key ``cluster`` in etcd.
-
-    Raises Error if the format version is not the one that this niso supports.
+    """Parse the value of the key ``cluster`` in etcd. Raises Error if the format version is not the
+    one that this niso supports.
     """
     value = valid(decode(item.value, item.key), item.key, "id", "port")
     encryption = str(value.get("encrypt", ""))

@@ -132,9 +132,8 @@ class ClusterKeys:
             self.engine.commit(Txn((Compare(item.key, item.modified),), (put,)))
 
     def live(self, host: str, state_id: str, lease: int, boot: str) -> bool:
-        """Write the key by which a host is alive until its lease expires.
-
-        Returns False if the host is not in the cluster, or another state folder has its name.
+        """Write the key by which a host is alive until its lease expires. Returns False if the host
+        is not in the cluster, or another state folder has its name.
         """
         item = self._item(self.keys.host(host))
         if item is None or decode(item.value, item.key).get("id") != state_id:
@@ -168,7 +167,6 @@ class ClusterKeys:
 
     def late(self) -> dict[str, int]:
         """Return {host: seconds} that changes have waited for its agent, without hosts with 0.
-
         Invalid values are ignored. The answer may be old, and comes from any etcd member.
         """
         behind = {}
@@ -379,9 +377,8 @@ class ClusterKeys:
         self._settle(txn, lambda: self._item(self.keys.spec(name)) is None)
 
     def index(self) -> tuple[Compare, dict[str, dict[str, Any]]]:
-        """Return (condition that fails if etcd's list of networks changes, the list).
-
-        The list is {NETWORK: {vni, subnets}}.
+        """Return (condition that fails if etcd's list of networks changes, the list). The list is
+        {NETWORK: {vni, subnets}}.
         """
         item = self._item(self.keys.nets)
         held = Compare(self.keys.nets, item.modified if item else 0)

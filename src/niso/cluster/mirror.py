@@ -94,7 +94,6 @@ def _wanted(
     store: Store, now: EngineView, own: str, spans: Collection[str]
 ) -> dict[str, ClaimedService]:
     """Return {name: remote service} to record here, with the addresses on the networks ``spans``.
-
     If only some services may have changed since the last poll, only these are returned.
     """
     names = now.services if now.only is None else now.only
@@ -115,9 +114,8 @@ def _wanted(
 
 
 def fenced(store: Store, now: EngineView, own: str) -> list[str]:
-    """Return the names of this host's services that another host has taken over.
-
-    The other host's claim has a higher ``gen``.
+    """Return the names of this host's services that another host has taken over. The other host's
+    claim has a higher ``gen``.
     """
     lost = []
     for claim in store.across.claims(now.only):
@@ -274,7 +272,6 @@ def make_way(
 
 def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, ClaimedService]) -> Scope:
     """Return the scope of a change of remote services from their rows to their state in ``wanted``.
-
     ``changed`` are their names. The change removes services that ``wanted`` lacks.
     """
     changed = {*changed}
@@ -392,7 +389,6 @@ def _without(
     addresses: Collection[tuple[str, str]],
 ) -> dict[str, ClaimedService]:
     """Remove ``services``, and ``addresses`` as (network, address), from the services ``some``.
-
     Returns {name: new state} of the changed services only. A removed one has no addresses.
     """
     changed = {}

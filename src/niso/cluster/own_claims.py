@@ -113,10 +113,8 @@ class OwnClaims:
         return lost, is_sure
 
     def _end_strays(self, store: Store, claims: Claims, now: EngineView, now_s: float) -> bool:
-        """Delete claims of this host for services that its store does not contain.
-
-        Late requests and restored backups of etcd leave such claims. Returns True if there were
-        none.
+        """Delete claims of this host for services that its store does not contain. Late requests
+        and restored backups of etcd leave such claims. Returns True if there were none.
         """
         names = now.services if now.only is None else now.only & now.services.keys()
         own = {
@@ -294,9 +292,8 @@ def spec_of(network: NetworkRecord) -> Spec:
 
 
 def base_of(store: Store) -> int:
-    """Return a number above the ``gen`` of all claims in this host's store.
-
-    New claims add the number to etcd's revision, which restarts from 1 if etcd loses its data.
+    """Return a number above the ``gen`` of all claims in this host's store. New claims add the
+    number to etcd's revision, which restarts from 1 if etcd loses its data.
     """
     known = [claim.gen for claim in store.across.claims()]
     known += [row.gen for rows in store.across.addresses().values() for row in rows]
@@ -363,9 +360,8 @@ def _put(membership: ClusterKeys, values: dict[str, str], lease: int = 0) -> Non
 
 
 def _recorded(store: Store, host: str) -> Iterable[tuple[Held, dict[str, Any]]]:
-    """Yield (claim, fields that other hosts display) for all services in the store.
-
-    ``host`` is this host's name. Services of other hosts are included.
+    """Yield (claim, fields that other hosts display) for all services in the store. ``host`` is
+    this host's name. Services of other hosts are included.
     """
     for record in store.across.claims():
         row, name = store.service(record.service), record.service

@@ -1,8 +1,8 @@
 """Convert a compose file to a stack.toml, and list what cannot be converted.
 
-In Compose, several services may have the same alias, and two services may declare the same host
-port: only the second one to start fails. niso refuses a stack.toml with such an alias or port. The
-conversion therefore leaves the alias or port out of the later service, and lists it.
+In Compose, several services may have the same alias. Two services may even declare the same host
+port: Compose then fails to start the second service. niso refuses a stack.toml with such an alias
+or port. The conversion therefore leaves the alias or port out of the later service, and lists it.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def convert(path: str, target: str | None = None) -> ImportedStack:
     )
     made = [ComposeService(name, keys, world) for name, keys in services.items()]
     _refuse_cycles(made, path)
-    settle(made)
+    remove_clashes(made)
     gaps += [gap for service in made for gap in service.gaps]
     for name, keys in _items(data.get("volumes")):
         if beyond(keys, ("labels", "driver")) or keys.get("driver", "local") != "local":
@@ -173,7 +173,9 @@ def _refuse_cycles(services: list[ComposeService], path: str) -> None:
 
 
 def _started(given: Mapping[str, Any], gaps: list[Missing]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (name, keys) of services without a profile, which `docker compose up` starts."""
+    """Yield (name, keys) of the services ``given`` that `docker compose up` starts. Services with a
+    profile or without instances are left out, and added to ``gaps``.
+    """
     for name, keys in given.items():
         if isinstance(keys, dict) and keys.get("profiles"):
             profiles = ", ".join(map(scalar, items(keys["profiles"])))
@@ -187,7 +189,7 @@ def _started(given: Mapping[str, Any], gaps: list[Missing]) -> Iterator[tuple[st
 
 
 def _names(services: Mapping[str, Any]) -> dict[str, str]:
-    """Return {name in the compose file: valid, unique name in the stack} for all services."""
+    """Return {name in the compose file: valid, unique name in the stack} for these services."""
     names: dict[str, str] = {}
     for name in services:
         plain = label(name)
@@ -326,7 +328,7 @@ def _networks_of(name: str, services: Mapping[str, ComposeService]) -> tuple[str
     return tuple(table.get("networks", (DEFAULT_NETWORK,)))
 
 
-def settle(services: Iterable[ComposeService]) -> None:
+def remove_clashes(services: Iterable[ComposeService]) -> None:
     """Remove names and host ports from services if an earlier service already has them.
 
     The names are hostnames and aliases. Each removal is recorded in the service's ``gaps``.
@@ -337,7 +339,9 @@ def settle(services: Iterable[ComposeService]) -> None:
     ports: list[tuple[PortMapping, str]] = []
 
     def may_have(service: ComposeService, key: str, name: str) -> bool:
-        """Reserve a name on a service's networks. Returns False if the name is already taken."""
+        """Reserve a name on a service's networks, unless an earlier service has it there. Returns
+        whether the name was reserved. If not, adds the key ``key`` to the gaps.
+        """
         on = _networks_of(service.name, by_name)
         for network in on:
             holder = names.get((network, name), service.name)
@@ -349,7 +353,9 @@ def settle(services: Iterable[ComposeService]) -> None:
         return True
 
     def may_publish(service: ComposeService, key: str, text: str) -> bool:
-        """Reserve the host ports of a published port. Returns False if any of them is taken."""
+        """Reserve the host ports of a published port, unless an earlier service has one of them.
+        Returns whether they were reserved. If not, adds the key ``key`` to the gaps.
+        """
         try:
             port = parse_port(text, key)
         except InvalidInput:  # the entry has a variable

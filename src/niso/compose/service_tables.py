@@ -37,7 +37,7 @@ _STOP_SIGNALS = {
 
 
 class Missing(NamedTuple):
-    """A key or service of a compose file that was not converted."""
+    """A gap: a key or service of a compose file that was not converted as Compose means it."""
 
     service: str  # the service in the compose file; empty for the file itself
     key: str  # the key in the compose file; can be empty
@@ -107,7 +107,7 @@ class ComposeService:
             self.tables.setdefault(table, {})[key] = value
 
     def _valid(self, key: str, value: str, rule: Callable[[str, str], object]) -> bool:
-        """Return whether ``rule`` accepts a value. Otherwise, record the key as unsupported."""
+        """Return whether ``rule`` accepts a value. If not, add the key to the gaps."""
         if "${" in value:  # niso reads the variable when it has a value
             return True
         try:
@@ -186,9 +186,10 @@ class ComposeService:
         return ""
 
     def _with_image(self, first: list[str] | None, then: list[str] | None) -> None:
-        """Convert the command and working folder. niso reads the other values from the image.
+        """Convert entrypoint ``first``, command ``then`` and the working folder of a service.
 
-        An empty entrypoint or command replaces the image's own (compose-spec, 05-services).
+        niso reads missing values from the image. An empty entrypoint or command overrides the
+        image's own (compose-spec, 05-services).
         """
         binary = self.tables.setdefault("binary", {})
         if first is not None:
@@ -233,9 +234,8 @@ class ComposeService:
         self._put("service", "env_file", files)
 
     def _restart(self) -> str:
-        """Return the restart policy as a value of Compose's key ``restart``: ``on-failure:3``.
-
-        The policy comes from the key ``deploy.restart_policy``, or else from ``restart``.
+        """Return the restart policy in the form of Compose's key ``restart``: ``on-failure:3``. The
+        key ``deploy.restart_policy`` has precedence over ``restart``.
         """
         given = self._keys.get("restart")
         swarm = _mapping(_mapping(self._keys.get("deploy")).get("restart_policy"))
@@ -539,7 +539,7 @@ class ComposeService:
 
     # --- instances: scale, deploy.replicas, deploy.update_config ------------------------------
     def _instances(self) -> None:
-        """Set the number of instances, and how a deploy replaces them, if the service allows it."""
+        """Convert the number of instances, and ``update_config``, if niso supports them here."""
         deploy = _mapping(self._keys.get("deploy"))
         update = _mapping(deploy.get("update_config"))
         key, number = self._replicas(deploy)
@@ -565,7 +565,7 @@ class ComposeService:
         self._spread_ports()
 
     def _replicas(self, deploy: Mapping[str, Any]) -> tuple[str, int]:
-        """Return (key that sets the number of instances, the number up to niso's limit)."""
+        """Return (key that sets the number of instances, this number, at most niso's limit)."""
         most = process_keys.MAX_REPLICAS
         key = "deploy.replicas" if deploy.get("replicas") is not None else "scale"
         given = deploy.get("replicas", self._keys.get("scale"))
@@ -578,9 +578,8 @@ class ComposeService:
         return key, min(number, most)
 
     def _one_process(self) -> str:
-        """Return why a service cannot have instances and a service address, or "" if it can.
-
-        The service also needs a health check, which `_unchecked` adds.
+        """Return why this service cannot have a service address, or "" if it can. A service with a
+        service address also needs a health check, which `_unchecked` adds.
         """
         mode = self.tables.get("network", {}).get("mode", "bridge")
         if self.given in self._world.jobs:
@@ -659,8 +658,7 @@ class ComposeService:
 
     def _spread_ports(self) -> None:
         """Remove published ports that niso does not support for a service with a service address.
-
-        These are long ranges, and host ports that lead to different ports of the service.
+        These are long ranges, and host ports that publish different ports of the service.
         """
         network, most = self.tables.get("network", {}), process_keys.MAX_SPREAD
         earlier: list[PortMapping] = []
@@ -700,16 +698,14 @@ CRON = "swarm.cronjob.schedule"
 
 
 def cron_times(keys: Mapping[str, Any]) -> str:
-    """Return the schedule (crontab(5)) in a service's label for swarm-cronjob, or ""."""
+    """Return the schedule (crontab(5)) in a service's label for swarm-cronjob, or "" for none."""
     labels = {**pairs(keys.get("labels")), **pairs(_mapping(keys.get("deploy")).get("labels"))}
     return labels.get(CRON) or ""
 
 
 def no_instances(keys: Mapping[str, Any]) -> str:
-    """Return the key that sets a service's number of containers to 0, or "" if no key does.
-
-    For a service that swarm-cronjob runs, the result is "": it has containers at the scheduled
-    times.
+    """Return the key that sets a service's number of containers to 0, or "" if no key does. Returns
+    "" for a service that swarm-cronjob runs: it has containers at the scheduled times.
     """
     replicas = _mapping(keys.get("deploy")).get("replicas")
     if cron_times(keys):

@@ -22,7 +22,7 @@ _MODES = ("", "ro", "rw", "z", "Z", "cached", "delegated", "consistent", "nocopy
 
 
 class VolumeMount(NamedTuple):
-    """A mount of a service. ``source`` is the name of a volume, a path of the host, or ""."""
+    """A mount of a service. ``source`` is a volume's name, a host path, or "" if anonymous."""
 
     kind: str  # volume, bind or tmpfs
     source: str
@@ -130,7 +130,7 @@ class Storage:
 
 
 def anonymous(keys: Mapping[str, Any]) -> set[str]:
-    """Return the mount points of a service's anonymous volumes (no name, no host path)."""
+    """Return the mount points of a service's volumes that have neither a name nor a host path."""
     mounts = _mounts(keys, [])
     return {mount.target for mount in mounts if mount.kind == "volume" and not mount.source}
 
@@ -210,7 +210,9 @@ _BYTES = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 
 
 def words(value: object) -> list[str] | None:
-    """Return the words of a command, or None if it is invalid. Splits a string as a shell does."""
+    """Return the words of a command: a list, or a string that is split as in a shell. Returns None
+    if the command is invalid.
+    """
     if isinstance(value, str):
         try:
             return shlex.split(value)
@@ -252,7 +254,7 @@ def pairs(value: object) -> dict[str, str | None]:
 
 
 def seconds(value: object) -> float | None:
-    """Parse a duration such as ``1m30s`` to seconds. Returns None if it is invalid."""
+    """Parse a duration such as ``1m30s``, or a number, to seconds. Returns None if invalid."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, str):
@@ -269,9 +271,8 @@ def duration(value_s: float) -> str:
 
 
 def parse_size(value: object) -> str | None:
-    """Convert a size such as ``512m`` to the form of a manifest, rounded up to 1024 bytes.
-
-    Returns None if the size is invalid.
+    """Convert a size such as ``512m`` to a size of a manifest: ``512M``. Rounds up to 1024 bytes.
+    Returns None if the size is invalid or 0.
     """
     parsed = _SIZE.fullmatch(scalar(value).strip())
     if parsed is None:
@@ -304,7 +305,7 @@ def port(value: object) -> str | None:
 
 
 def first_of_range(entry: str) -> str:
-    """Replace a range of host ports by its first port: ``8080-8082:80`` becomes ``8080:80``.
+    """Reduce a range of host ports to its first port: ``8080-8082:80`` becomes ``8080:80``.
 
     In Compose, each container of the service gets one port of the range. Other entries are returned
     unchanged.

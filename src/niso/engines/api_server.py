@@ -82,7 +82,6 @@ class ApiServer:
         self, path: str, query: Mapping[str, str], silence_s: float
     ) -> Iterator[dict[str, Any]]:
         """Watch a path of the API: yield the JSON of each event until the server ends the watch.
-
         Raises ApiServerError, also if no event arrives for ``silence_s`` seconds.
         """
         connection: http.client.HTTPConnection | None = None

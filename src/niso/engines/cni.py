@@ -348,7 +348,6 @@ def _ports(mappings: Any) -> Iterator[PortMapping]:
 
 def _policy(call: Call, notes: Mapping[str, str]) -> Policy:
     """Return the policy that allows what configuration, annotations and CNI_ARGS all allow.
-
     ``notes`` are the annotations {key: value}. Raises Failure for an unknown key.
     """
     noted = _once(((key.replace("-", "_"), value) for key, value in notes.items()), _PREFIX)
@@ -510,7 +509,6 @@ def require_free(store: Store, call: Call, same: AttachedRow | None) -> None:
 
 def merged(call: Call, own: dict[str, Any]) -> dict[str, Any]:
     """Return ``prevResult`` with niso's result ``own`` added, without duplicates. Raises Failure.
-
     Both have the form of a CNI result: interfaces, ips, routes and dns.
     """
     before = _previous(call)
@@ -585,7 +583,6 @@ def require(call: Call, same: AttachedRow | None) -> None:
 
 def closed(store: Store, call: Call, request: Request, same: AttachedRow | None) -> Request:
     """Return a pod's request with the policy that the agent applied, or else `pod_agent.CLOSED`.
-
     ``same`` is the pod's present attachment, or None.
     """
     from niso.engines import pod_agent
@@ -601,9 +598,8 @@ def closed(store: Store, call: Call, request: Request, same: AttachedRow | None)
 
 
 def wait(machine: Machine, call: Call, service: str) -> None:
-    """Wait until the agent has applied the policy of the pod that is attached as ``service``.
-
-    After the timeout of the configuration, detaches the pod and raises Failure.
+    """Wait until the agent has applied the policy of the pod that is attached as ``service``. After
+    the timeout of the configuration, detaches the pod and raises Failure.
     """
     from niso.engines import pod_agent
 

@@ -200,9 +200,8 @@ def _marked(given: Mapping[str, Any], endpoint: Mapping[str, Any]) -> dict[str, 
 
 
 def _data_folder(pid: str) -> str | None:
-    """Return the data folder of the dockerd with the process id ``pid``, below /proc/PID/root.
-
-    A database in the folder is open in dockerd. Returns None if the process is no dockerd.
+    """Return the data folder of the dockerd with the process id ``pid``, below /proc/PID/root. A
+    database in the folder is open in dockerd. Returns None if the process is no dockerd.
     """
     for number in os.listdir(f"/proc/{pid}/fd") if pid.isdigit() else ():
         try:
@@ -422,9 +421,8 @@ def _delete_endpoint(given: dict[str, Any]) -> None:
 
 
 def resume_pending() -> bool:
-    """Find the endpoints for `complete_pending` after a restart of this driver.
-
-    Returns False if they could not be read, so that the caller tries again.
+    """Find the endpoints for `complete_pending` after a restart of this driver. Returns False if
+    they could not be read, so that the caller tries again.
     """
     if not os.path.lexists(paths.database()):
         return True
@@ -461,9 +459,8 @@ def _remove_left_files(machine: Machine) -> None:
 
 
 def complete_pending() -> bool:
-    """Attach the namespace of each container into which Docker has moved niso's interface.
-
-    Returns whether an interface has not been moved yet, so that the caller calls again.
+    """Attach the namespace of each container into which Docker has moved niso's interface. Returns
+    whether an interface has not been moved yet, so that the caller calls again.
     """
     for id, since in list(_waiting.items()):
         try:

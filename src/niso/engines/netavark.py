@@ -172,9 +172,8 @@ def _notes() -> str:
 
 
 def _locked() -> int:
-    """Lock the files that `_note` writes, until the caller closes the returned descriptor.
-
-    Without the lock, niso could remove a network that Podman is creating again under the same name.
+    """Lock the files that `_note` writes, until the caller closes the returned descriptor. Without
+    the lock, niso could remove a network that Podman is creating again under the same name.
     """
     os.makedirs(_notes(), mode=0o700, exist_ok=True)
     lock = os.open(_notes(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -404,7 +403,6 @@ _PATIENCE_S = 20.0
 
 def _database() -> str:
     """Return the path of the database that the calling podman has open, or "" if it has none open.
-
     The database has options of containers that netavark does not pass to its plugins.
     """
     try:
@@ -466,7 +464,6 @@ def _image_labels(database: str, record: Mapping[str, Any]) -> dict[str, Any] | 
 
 def _let_go(machine: Machine, container: str, called: str) -> None:
     """Detach the deleted container whose name ``called`` the new container ``container`` has.
-
     Raises Conflict if Podman has not deleted but renamed it, and niso still has its former name.
     """
     for attached in machine.store.attachments.all(OWNER):
@@ -604,9 +601,8 @@ def _text(store: Store, network: str, owner: str) -> str:
 
 
 def _silenced(store: Store, network: NetworkRecord, family: int) -> list[str]:
-    """Return, as strings in order, the addresses whose DNS queries are not to be forwarded.
-
-    These are the leases and first addresses of an internal network in one address family.
+    """Return, as strings in order, the addresses whose DNS queries are not to be forwarded. These
+    are the leases and first addresses of an internal network in one address family.
     """
     addresses = {address for address, _, _ in store.leases(network.name, family)}
     for subnet in network.subnets:

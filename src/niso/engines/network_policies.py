@@ -327,9 +327,8 @@ def _egress(policies: Iterable[NetworkPolicy], context: Objects) -> Iterator[All
 
 
 def _ports(targets: tuple[RulePorts, ...] | None, receiver: Pod | None) -> Iterator[Ports]:
-    """Yield the ports that a rule allows, as (first, last, protocol).
-
-    ``targets`` are the rule's ports, or None for all. A named port is a port of ``receiver``.
+    """Yield the ports that a rule allows, as (first, last, protocol). ``targets`` are the rule's
+    ports, or None for all. A named port is a port of ``receiver``.
     """
     if targets is None:
         yield _ALL
@@ -350,7 +349,6 @@ def _peers(
     others: tuple[Other, ...] | None, policy: NetworkPolicy, context: Objects
 ) -> Iterator[tuple[Peer, Pod | None]]:
     """Yield a rule's peers as pairs (peer of niso's policy, pod). For prefixes, the pod is None.
-
     ``others`` are the peers in the rule of ``policy``, or None for all.
     """
     if others is None:
@@ -403,7 +401,6 @@ def _left(
     first: int, length: int, bits: int, excepted: list[tuple[int, int]]
 ) -> Iterator[tuple[int, int]]:
     """Yield prefixes (first address, length) that cover a prefix except the ranges ``excepted``.
-
     Addresses are integers, and ranges are pairs (first, last). ``bits`` is 32 or 128.
     """
     last = first + (1 << (bits - length)) - 1

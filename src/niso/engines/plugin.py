@@ -81,9 +81,8 @@ def find(
 def endpoint(
     store: Store, name: str, network: NetworkRecord
 ) -> tuple[AttachedLink, str, list[tuple[SubnetRecord, str]]]:
-    """Return (interface, MAC address, IP addresses) of the attachment ``name`` on a network.
-
-    Each IP address is a pair (subnet, address with prefix length).
+    """Return (interface, MAC address, IP addresses) of the attachment ``name`` on a network. Each
+    IP address is a pair (subnet, address with prefix length).
     """
     link = next(link for link in store.attachments.links(name) if link.network == network.name)
     own = [address for on, address in store.addresses(name) if on == network.name]
@@ -222,7 +221,6 @@ def words(text: str) -> list[str]:
 
 def policies(*given: tuple[Mapping[str, object], str]) -> Policy:
     """Combine mappings of policy keys into a policy that allows only packets that each allows.
-
     ``given`` are pairs (mapping, prefix of the keys in error messages). Other keys are ignored.
     """
     return combined(
@@ -269,7 +267,6 @@ def flag(value: object, where: str) -> bool:
 
 def free_name(machine: Machine, wanted: str, id: str, similar: bool = False) -> str:
     """Return an unused name for an attachment, from ``wanted``, or else ``wanted`` and ``id``.
-
     ``similar`` is as for `label`.
     """
     name = label(wanted, similar)
@@ -340,9 +337,8 @@ MALFORMED = (TypeError, KeyError, ValueError, AttributeError, OverflowError, Rec
 
 
 def run(call: Callable[[], object], failed: Callable[[Exception], object]) -> None:
-    """Print the result of ``call`` as JSON and exit with 0.
-
-    After an error, prints the result of ``failed`` and exits with 1. Prints no result None.
+    """Print the result of ``call`` as JSON and exit with 0. After an error, prints the result of
+    ``failed`` and exits with 1. Prints no result None.
     """
     status = 0
     try:
@@ -392,9 +388,8 @@ def one_line(error: Exception, call: str = "this call") -> str:
 
 
 def malformed(error: Exception, call: str) -> str:
-    """Format a message: a key is missing in ``call``, or a value has a wrong type.
-
-    ``error`` is the exception that reading the value raised.
+    """Format a message: a key is missing in ``call``, or a value has a wrong type. ``error`` is the
+    exception that reading the value raised.
     """
     what = f"has no {error}" if isinstance(error, KeyError) else f"is malformed: {error}"
     return f"{call} {what}"

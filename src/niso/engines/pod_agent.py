@@ -68,9 +68,8 @@ class PodAgent:
         self.policies = stream(f"{_GROUP}/networkpolicies", network_policies.network_policy)
 
     def poll(self, machine: Machine) -> list[str]:
-        """Update the policies of all pods once. Return the names of changed attachments.
-
-        Does nothing before pods, namespaces and policies have been listed. Raises Error.
+        """Update the policies of all pods once. Return the names of changed attachments. Does
+        nothing before pods, namespaces and policies have been listed. Raises Error.
         """
         if not all(watch.is_filled for watch in (self.pods, self.spaces, self.policies)):
             return []
@@ -185,7 +184,6 @@ class PodAgent:
 
     def _apply(self, machine: Machine, attached: AttachedRow, policy: Policy) -> bool:
         """Apply a pod's policy, or `CLOSED` if it is invalid. Return whether the request changed.
-
         Returns False if the pod is no longer attached or its namespace no longer exists.
         """
         now = attach.current(machine.store, attached.service)
@@ -319,7 +317,6 @@ _MARK = "# written by niso kubernetes --enable, removed by --disable; state fold
 
 def follow(machine: Machine, config: str, log: Callable[[str], None]) -> Following:
     """Return the functions that run and stop an agent for the kubeconfig at the path ``config``.
-
     Raises Error if the kubeconfig is unusable.
     """
     access = api_server.read(config)

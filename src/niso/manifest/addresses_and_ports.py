@@ -3,7 +3,7 @@
 A published port is written as in Docker (docs.docker.com/engine/network/port-publishing):
 ``[ADDRESS:]HOST:CONTAINER[/PROTO]``. HOST and CONTAINER can also be two ranges of the same length.
 ``PORT`` publishes a port under the same number. ``:PORT`` publishes it at a free host port that
-niso chooses. Arguments of the command line have the same forms.
+niso chooses. `niso port-forward` accepts the same forms.
 """
 
 from __future__ import annotations
@@ -94,7 +94,11 @@ def extra_address(text: str, key: str) -> str:
 
 
 def problems(network: dict[str, Any]) -> Iterator[InvalidInput]:
-    """Yield errors for a second address of an IP version, too many servers, and empty lists."""
+    """Check the lists ``ip`` and ``dns`` of the table [network] for their lengths.
+
+    Yields an error for a second address of an IP version in ``ip``, and for a list ``dns`` that is
+    empty or has more name servers than resolvers use.
+    """
     yield from _families(network.get("ip"), "network.ip")
     dns = network.get("dns")
     if isinstance(dns, list) and len(dns) > MAX_SERVERS:
@@ -145,7 +149,7 @@ def parse_port(text: str, key: str) -> PortMapping:
 
 
 def _split_address(text: str, key: str) -> tuple[str, str]:
-    """Split a published port into (host address, rest). The address is `ANY` if none is set."""
+    """Split a published port into (host address, rest). Without an address, returns `ANY`."""
     if text.startswith("["):
         address, bracket, ports = text[1:].partition("]:")
         if not (bracket and values.is_ipv6(address)):
@@ -163,7 +167,7 @@ def _split_address(text: str, key: str) -> tuple[str, str]:
 
 
 def _not_a_host(text: str) -> str | None:
-    """Return why a host address cannot publish ports, or None if it can."""
+    """Return why no port can be published on a host address, or None if ports can be."""
     address = ipaddress.ip_address(text)
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         return f"{text} is an IPv4-mapped address, write {address.ipv4_mapped}"
@@ -196,8 +200,8 @@ def _wrong(text: str, key: str, reason: str) -> InvalidInput:
 
 
 def distinct(ports: tuple[PortMapping, ...]) -> tuple[PortMapping, ...]:
-    """Return published ports without redundant ones: repeated ports, and ports on all addresses of
-    one IP version that are also published on all addresses of both versions.
+    """Return published ports without duplicates. A port on all addresses of one IP version is a
+    duplicate if it is also published on all addresses of both versions.
     """
     known = dict.fromkeys(ports)
     return tuple(

@@ -70,7 +70,7 @@ def read(text: str, folder: str, owners: Collection[int] | None = None) -> Image
 
 
 class _File:
-    """A reader of an image's JSON files, which refuses files that untrusted users can change."""
+    """A reader of the JSON files in an image's folder. Refuses files that others can change."""
 
     def __init__(self, folder: str, owners: Collection[int] | None) -> None:
         self.folder = folder
@@ -82,7 +82,9 @@ class _File:
         return error
 
     def table(self, name: str, digest: str = "") -> dict[str, Any]:
-        """Return the JSON object in a file. ``digest`` is the file's SHA-256, or "" if unknown."""
+        """Return the JSON object in a file. Raises Error. ``digest`` is the SHA-256 that the file
+        must have in hexadecimal, or "" for any.
+        """
         try:
             content = toml.content(f"{self.folder}/{name}", "image", self._owners, _HINT)
         except Error as error:
@@ -100,7 +102,7 @@ class _File:
         return found
 
     def blob(self, descriptor: object) -> dict[str, Any]:
-        """Return the JSON object that a descriptor refers to (image-spec, descriptor.md)."""
+        """Return the JSON object of a descriptor (image-spec, descriptor.md). Raises Error."""
         digest = descriptor.get("digest") if isinstance(descriptor, dict) else None
         found = re.fullmatch("sha256:([0-9a-f]{64})", digest if isinstance(digest, str) else "")
         if found is None:
@@ -133,7 +135,9 @@ def _of_layout(file: _File, tag: str) -> Image:
 
 
 def _chosen(file: _File, index: Mapping[str, Any], tag: str) -> object:
-    """Return the descriptor of the image with this tag for the processor of this machine."""
+    """Return the descriptor in ``index`` for this machine's processor and ``tag``, or "" for any.
+    Raises Error if no image or several images match.
+    """
     given = index.get("manifests")
     found = [one for one in given if isinstance(one, dict)] if isinstance(given, list) else []
     tags = [_table(one.get("annotations")).get(_REF) for one in found]
@@ -231,10 +235,10 @@ def applied(
 ) -> tuple[dict[str, Any], Mapping[str, str], tuple[str, ...], tuple[Error, ...]]:
     """Complete a manifest's data with values from its image (package.oci), if it has one.
 
-    Returns (data, environment of the image, folders of the image, errors). The variables of the
-    manifest have precedence over the image's environment. Files in the image's folders are not part
-    of the package. ``folder`` and ``owners`` are as for `read`. Tables of a wrong type stay as they
-    are, because `niso.manifest.validate.walk` reports them.
+    Returns (data, environment of the image, folders of the image, errors). The caller gives the
+    manifest's variables precedence over this environment, and leaves these folders out of the
+    package. ``folder`` and ``owners`` are as for `read`. Tables of a wrong type are not changed,
+    because `niso.manifest.validate.walk` reports them.
     """
     package = _table(data.get("package"))
     text = package.get("oci")
@@ -284,8 +288,8 @@ def applied(
 def _fits(
     key: str, value: str, rule: Callable[[str, str], object], errors: list[tuple[str, str]]
 ) -> bool:
-    """Return whether a value of an image is valid for a key of the manifest. If it is not, append
-    (reason, next step) to ``errors``.
+    """Return whether ``rule`` accepts an image's value for a key of the manifest. If it does not,
+    append (reason, next step) to ``errors``.
     """
     try:
         rule(value, key)
@@ -297,11 +301,11 @@ def _fits(
 
 
 def _program(own: Mapping[str, Any], image: Image, errors: list[tuple[str, str]]) -> dict[str, Any]:
-    """Return [binary] with the entrypoint and arguments of manifest and image, as in Docker.
+    """Return the table [binary] ``own`` with entrypoint and arguments from the image, as in Docker.
 
     If the manifest has an entrypoint, the image's entrypoint and command are not used. Arguments of
-    the manifest replace the image's command. If the image has no entrypoint, the first argument is
-    the program.
+    the manifest are used instead of the image's command. If the image has no entrypoint, the first
+    argument is the program. Invalid values are appended to ``errors`` as (reason, next step).
     """
     if "entrypoint" in own:
         return dict(own)
@@ -321,11 +325,11 @@ def _program(own: Mapping[str, Any], image: Image, errors: list[tuple[str, str]]
 
 
 def _volumes(points: tuple[str, ...], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a table [volumes] with a named volume for each mount point of an image.
+    """Return a table [volumes] with a named volume for each of an image's mount points ``points``.
 
     Mount points are left out if they overlap a volume of the manifest (``own``), or if niso allows
     no volume there. A volume's name is its mount point with ``-`` instead of ``/``, and a number if
-    the name is taken.
+    another volume has this name.
     """
     taken = [str(_table(volume).get("mount")) for volume in own.values()]
     made: dict[str, dict[str, str]] = {}

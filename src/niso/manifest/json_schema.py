@@ -109,7 +109,7 @@ def _tables(expected: Kind) -> Iterator[Any]:
 
 
 def _kind(expected: Kind) -> dict[str, Any]:
-    """Return the JSON Schema of a value that has one of these types. NoneType is left out."""
+    """Return the JSON Schema of a value with one of the types in ``expected``, except NoneType."""
     choices = [_choice(form, inside) for form, inside in expected.items() if form is not NoneType]
     return choices[0] if len(choices) == 1 else {"anyOf": choices}
 
@@ -126,7 +126,7 @@ def _choice(form: type, inside: Any) -> dict[str, Any]:
 
 
 def _set_rule(field: dict[str, Any], rule: Mapping[str, Any]) -> None:
-    """Add a rule's conditions to a JSON Schema: for an array or a table, to its items."""
+    """Add the conditions ``rule`` to the JSON Schema ``field``, or to that of its items."""
     for choice in field.get("anyOf", [field]):
         items = {"array": "items", "object": "additionalProperties"}.get(choice.get("type"))
         if items:
@@ -215,7 +215,9 @@ def stack_schema() -> dict[str, Any]:
 
 
 def _inline(tables: dict[str, Any]) -> dict[str, Any]:
-    """Return the JSON Schemas for [services.NAME], which requires fewer keys than a manifest."""
+    """Return {class name: JSON Schema} for [services.NAME], which requires fewer keys. ``tables``
+    are the JSON Schemas of a manifest's tables by class name.
+    """
     text = json.dumps({f"Inline{name}": tables[name] for name in _OWN})
     for name in _OWN:
         text = text.replace(f'"#/$defs/{name}"', f'"#/$defs/Inline{name}"')

@@ -710,7 +710,9 @@ def spec(manifest: Any, parsed: Mapping[str, Any]) -> ServiceSpec:
 
 
 def _completed(manifest: Any, parsed: Mapping[str, Any]) -> Any:
-    """Return the manifest with the defaults that depend on other keys, such as tmp_size."""
+    """Return the manifest with the defaults that depend on other keys, such as tmp_size. ``parsed``
+    is as for `spec`.
+    """
     isolation, service = manifest.isolation, manifest.service
     limits, path = isolation.resources, "isolation.resources.memory_max"
     if limits.tmp_size is None:
@@ -730,9 +732,9 @@ def _read(
 ) -> None:
     """Add the parsed values of a table and of its subtables to ``made``.
 
-    ``made`` maps each record in a ServiceSpec, such as "limits", to its fields. ``section`` is the
-    table's path in `SECTIONS`, and ``base`` its path in the file. Tables such as [volumes], whose
-    keys are names that the user chooses, are left out.
+    ``made`` maps each named tuple in a ServiceSpec, such as "limits", to its fields. ``section`` is
+    the table's path in `SECTIONS`, and ``base`` its path in the file. ``parsed`` is as for `spec`.
+    Tables such as [volumes], whose keys are names that the user chooses, are left out.
     """
     for (name, key), value in zip(SECTIONS[section].items(), table, strict=True):
         if key.to:
@@ -744,7 +746,9 @@ def _read(
 
 
 def _value(key: Key, value: Any, path: str, parsed: Mapping[str, Any]) -> Any:
-    """Parse the value of a key by the key's rule. In an array or a table, each item is parsed."""
+    """Return the value of a key as parsed by its rule, from ``parsed`` if it is there. In an array
+    or a table, each item is parsed.
+    """
     if value is None or key.rule is ANY:
         return value
     if type(value) is tuple:

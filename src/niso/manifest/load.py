@@ -72,8 +72,8 @@ def of_data(data: object, folder: str) -> Loaded:
 
 
 def _tables(value: object) -> object:
-    """Copy mappings and sequences to dicts and lists, which the caller cannot change later. Raises
-    RecursionError, and UnicodeEncodeError for a string that is not UTF-8.
+    """Copy mappings and sequences to new dicts and lists at all depths. Raises RecursionError, and
+    UnicodeEncodeError for a string with a lone surrogate.
     """
     if isinstance(value, Mapping):
         return {_tables(str(key)): _tables(item) for key, item in value.items()}
@@ -99,8 +99,8 @@ def prepared(
     """Substitute the variables in a manifest's data, and make its relative paths absolute.
 
     ``path`` is the manifest's file. ``outer`` returns the variables of the stack that contains the
-    service: they have precedence over the file .env next to the manifest. Raises Error and
-    InvalidInput if this .env exists but cannot be used.
+    service. The stack's variables have precedence over the file .env next to the manifest. Raises
+    Error and InvalidInput if this .env exists but cannot be used.
     """
     folder = os.path.dirname(path)
     resolved = Resolved(data, [])
@@ -149,7 +149,7 @@ def with_paths(
 def _env_files(
     written: Any, key: str, folder: str, owners: Collection[int] | None
 ) -> tuple[Any, list[InvalidInput]]:
-    """Make the paths in env_file absolute, with links resolved. Return (new value, errors)."""
+    """Return (the value ``written`` of env_file with absolute paths without symlinks, errors)."""
     errors: list[InvalidInput] = []
 
     def placed(file: Any, at: str) -> Any:
@@ -261,7 +261,7 @@ def written(spec: ServiceSpec) -> dict[str, Any]:
 
 
 def _changed(table: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of a table whose values differ from ``defaults``, with ``${`` escaped."""
+    """Return a table without the values that equal ``defaults``. Escapes ``${`` in strings."""
     result: dict[str, Any] = {}
     for name, value in table.items():
         default = defaults.get(name)

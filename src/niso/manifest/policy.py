@@ -1,6 +1,6 @@
 """Parse [network.policy], and read the administrator's policies for attachments.
 
-An entry is a peer, then optionally ``:PORT`` or ``:PORT-PORT``, then optionally ``/PROTO``:
+A policy entry is a peer, then optionally ``:PORT`` or ``:PORT-PORT``, then optionally ``/PROTO``:
 ``frontend:8080/tcp``. A peer is a service (name or hostname, with or without .niso.local),
 ``network:NAME``, an address or a prefix. An IPv6 address or prefix is in brackets if a port follows
 (RFC 3986, 3.2.2). In ``egress.allow`` of a manifest a peer may also be a DNS name: a domain name
@@ -80,9 +80,9 @@ def parse(
 ) -> Policy:
     """Build a Policy from the four lists of entries in a manifest.
 
-    An allow list is None if the manifest does not have it. ``outside`` says whether
-    ``egress_allow`` may have DNS names. ``base`` is the policy's key path, for errors. Raises
-    InvalidInput for the first invalid entry.
+    An allow list is None if the manifest does not have it. With ``outside``, ``egress_allow`` may
+    have DNS names. ``base`` is the policy's key path, for errors. Raises InvalidInput for the first
+    invalid entry.
     """
 
     def entries(
@@ -101,9 +101,8 @@ def parse(
 
 
 def denials(entries: Iterable[Entry]) -> tuple[Entry, ...]:
-    """Add entries for the clouds' metadata services before each entry "metadata" of egress.deny.
-
-    The entry itself stays: if a service has the name "metadata", it must be denied too.
+    """Return egress.deny with entries for the clouds' metadata services before each "metadata". The
+    entry "metadata" stays, because a service may have this name: it must be denied too.
     """
     result: list[Entry] = []
     for entry in entries:
@@ -133,7 +132,9 @@ def audit_end(text: str, key: str) -> int:
 
 
 def problems(network: Mapping[str, object], parsed: Mapping[str, object]) -> Iterator[InvalidInput]:
-    """Yield an error for each DNS name that is also in extra_hosts, and for too many DNS names."""
+    """Yield an error for each DNS name in a policy that is also in extra_hosts, and for too many.
+    ``network`` is the table [network]. ``parsed`` maps key paths to parsed values.
+    """
     hosts = network.get("extra_hosts")
     names: list[str] = []
     for path, entry in parsed.items():
@@ -169,8 +170,8 @@ def parse_egress_allow(text: str, key: str) -> Entry:
 def parse_entry(text: str, key: str, egress: bool, outside: bool = False) -> Entry:
     """Parse an entry of a policy. Raises InvalidInput if the value is invalid.
 
-    ``key`` is the key path of the entry. ``egress`` says whether the entry is for connections from
-    the service, and ``outside`` whether the entry may be a DNS name.
+    ``key`` is the key path of the entry. With ``egress``, the entry is for connections from the
+    service. With ``outside``, its peer may be a DNS name.
     """
     peer, suffix = _split(text, key)
     ports, slash, proto = (
@@ -193,7 +194,7 @@ def parse_entry(text: str, key: str, egress: bool, outside: bool = False) -> Ent
 
 
 def _split(text: str, key: str) -> tuple[str, str]:
-    """Split an entry into (peer, ports and protocol). The peer has no brackets."""
+    """Split an entry into (peer without brackets, the rest such as ``:80/tcp``)."""
     if text.startswith("["):
         peer, bracket, suffix = text[1:].partition("]")
         if not bracket or ":" not in peer or (suffix and suffix[0] not in ":/"):
@@ -354,7 +355,7 @@ def _written(peer: str, suffix: str) -> str:
 
 
 def _not_a_peer(prefix: _Prefix) -> tuple[str, str] | None:
-    """Return (reason, valid form) if no peer can have an address in a prefix, otherwise None."""
+    """Return (reason, valid form) if no peer has an address in a prefix, or None if one can."""
     if isinstance(prefix, ipaddress.IPv6Network) and prefix.subnet_of(_MAPPED):
         number = ipaddress.IPv4Network(
             (int(prefix.network_address) & 0xFFFFFFFF, prefix.prefixlen - 96)
@@ -392,7 +393,9 @@ nftables elements, whose length is limited."""
 def about(
     name: str, networks: tuple[str, ...], owner: str, labels: Mapping[str, str]
 ) -> Iterator[Policy]:
-    """Yield the administrator's policies that select an attachment. Raises Error."""
+    """Yield the administrator's policies for the attachment ``name``. Raises Error. The other
+    arguments are the values that the matchers of a policy compare.
+    """
     subject: dict[str, tuple[str, ...]] = {label: (text,) for label, text in labels.items()}
     subject |= {"name": (name,), "network": networks, "owner": (owner,)}
     for file in _files():
@@ -467,7 +470,9 @@ def _wrong_file(file: str, reason: str) -> InvalidInput:
 
 
 def _is_about(table: Mapping[str, Any], subject: Mapping[str, tuple[str, ...]]) -> bool:
-    """Return whether each matcher in a [[policy]] table matches a value in ``subject``."""
+    """Return whether each matcher in a [[policy]] table matches the attachment ``subject``.
+    ``subject`` maps each matcher, such as network, to the attachment's values.
+    """
     for matcher in table.keys() & {*MATCHERS}:
         given = table[matcher]
         patterns = [given] if isinstance(given, str) else given

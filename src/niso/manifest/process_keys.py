@@ -90,8 +90,8 @@ _RANGES = {
 
 
 def _calendar_parts(text: str) -> dict[str, str] | None:
-    """Split a calendar event of systemd.time(7) into its parts. A missing part is "". Returns None
-    if the event is invalid. Some parts, such as the time zone, are checked only by systemd.
+    """Return {part: text} of a calendar event of systemd.time(7), or None if it is invalid. A
+    missing part is "". Some parts, such as the time zone, are checked only by systemd.
     """
     found = re.fullmatch(_calendar_pattern(), text, re.ASCII | re.IGNORECASE)
     parts = {} if found is None else found.groupdict("")
@@ -125,7 +125,7 @@ MAX_CALENDAR = 200
 
 
 def cron(schedule: str) -> str | None:
-    """Convert a calendar event to the five fields of crontab(5), or None if that is impossible."""
+    """Convert a calendar event to crontab(5). Returns None if crontab(5) cannot express it."""
     if schedule in _CRON:
         return _CRON[schedule]
     parts = _calendar_parts(schedule)
@@ -171,7 +171,7 @@ def of_cron(text: str) -> str | None:
 
 
 def deploy_problems(data: Mapping[str, Any], parsed: Mapping[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error for each key that needs a service address or cannot be combined with one.
+    """Yield an error for each key that a manifest may not have with, or without, a service address.
 
     A service has a service address if it sets service.replicas, or service.update = "start-first".
     ``data`` is the manifest. ``parsed`` maps key paths to its valid values.
@@ -317,13 +317,15 @@ def _address(text: str, key: str, name: str, names: set[str]) -> str:
 
 
 def own_names(name: object, hostname: object, aliases: object) -> set[str]:
-    """Return the host names that the URL of a health check may use for the service itself."""
+    """Return the strings among a service's name, hostname and aliases. The URL of a health check
+    may use these names for the service itself.
+    """
     more = aliases if isinstance(aliases, list | tuple) else ()
     return {own for own in (name, hostname, *more) if isinstance(own, str)}
 
 
 def health_problems(section: Mapping[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error if [healthcheck] has keys that exclude each other, or lacks a key."""
+    """Yield an error for each key of [healthcheck] that excludes another, or that is missing."""
     command = section.get("command")
     if isinstance(command, list) and (not command or command[0] == ""):
         right = "a program and its arguments"
@@ -420,8 +422,8 @@ def tmp_default(memory_max: int | None) -> str:
 
 
 def fragments_default(capabilities: Collection[str]) -> int:
-    """Return the default limit of IP fragments per second for a service with these capabilities. 0
-    means no limit, for services that cannot send raw packets.
+    """Return the default of fragments_limit, in IP fragments per second, for a service with these
+    capabilities. 0 means no limit, for services that cannot send raw packets.
     """
     return 0 if SENDS_RAW.isdisjoint(capabilities) else FRAGMENTS
 
@@ -493,7 +495,9 @@ def sysctl_name(text: str, key: str) -> str:
 
 
 def sysctl(value: int | str, key: str) -> str:
-    """Return a sysctl's value in the form in which the kernel shows it: words separated by tabs."""
+    """Return a sysctl's value with tabs between its words, as the kernel prints it. Raises
+    InvalidInput.
+    """
     text = str(value)
     reason = None if re.fullmatch(SYSCTL_VALUE, text, re.ASCII) else "is not a valid value"
     if any(re.fullmatch(r"-?0[xX]?[0-9A-Fa-f]+", word) for word in text.split()):
@@ -544,7 +548,7 @@ def secret_name(text: str, key: str) -> str:
 
 
 def file(text: str, key: str) -> str:
-    """Return the path of a secret unchanged. `niso.manifest.load` has made it absolute."""
+    """Return the path of a secret if it is absolute. `niso.manifest.load` makes it absolute."""
     reason = values.absolute_reason(text)
     return values.require(text, key, reason, "a path of the host", '"./secret.txt"')
 
@@ -584,7 +588,7 @@ def mount(text: str, key: str) -> str:
 
 
 def host(text: str, key: str) -> str:
-    """Return a volume's host path unchanged. `niso.manifest.load` has made it absolute."""
+    """Return a volume's host path if it is absolute. `niso.manifest.load` makes it absolute."""
     right = "an absolute path on the host, or one beside this file that starts with ./"
     return values.require(text, key, values.absolute_reason(text), right, '"/srv/data"')
 
@@ -597,7 +601,9 @@ def size(text: str, key: str) -> int:
 def volumes_problems(
     section: Mapping[str, Any], parsed: Mapping[str, Any]
 ) -> Iterator[InvalidInput]:
-    """Yield errors for overlapping mount points in [volumes], and for contradicting keys."""
+    """Yield errors for overlapping mount points, and for keys of a volume that exclude each other.
+    ``section`` is the table [volumes]. ``parsed`` maps key paths to parsed values.
+    """
     points: dict[str, str] = {}  # mount point -> its key
     above: dict[str, str] = {}  # parent folder of a mount point -> that mount point
     for volume, keys in section.items():
@@ -612,10 +618,10 @@ def volumes_problems(
 def _overlapping(
     point: str, key: str, points: dict[str, str], above: dict[str, str]
 ) -> Iterator[InvalidInput]:
-    """Yield an error if the mount point ``point`` overlaps an earlier one. Then record it.
+    """Yield an error if the mount point ``point`` overlaps an earlier one, then add it to both.
 
     ``points`` maps each earlier mount point to its key in the manifest. ``above`` maps each parent
-    folder of an earlier mount point to that mount point.
+    folder of an earlier mount point to this mount point.
     """
     parts = point.split("/")
     folders = ["/".join(parts[:end]) for end in range(2, len(parts))]

@@ -324,8 +324,8 @@ def _with_apart(members: list[StackMember], folder: str) -> list[StackMember]:
 
 
 def as_stack_error(stack: Stack, error: Error, of: StackMember | None = None) -> Error:
-    """Return a manifest's error as an error of the stack.toml, if the stack.toml sets its key.
-    Otherwise return it unchanged. ``of`` is the service of the error, or None if it is unknown.
+    """Convert a manifest's error to an error of the stack.toml, if the stack.toml sets the key of
+    the error. Otherwise return ``error``. ``of`` is its service, or None if unknown.
     """
     for member in stack.members if of is None else (of,):
         path = member.loaded.path
@@ -404,7 +404,7 @@ def _top(
 
 
 def _form(key: str, data: Mapping[str, object]) -> str | None:
-    """Return a hint for a table of the wrong form, such as [service.api], or None."""
+    """Return a hint if the table at ``key`` has the wrong form, such as [service.api], or None."""
     if key in ("service", "services") and isinstance(data.get(key), dict | list):
         return "[[service]] with name and package, or [services.NAME] with the tables of a manifest"
     if key.startswith("service[") and key.endswith("].network"):
@@ -479,8 +479,8 @@ def _package(
 
 
 def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a package's manifest with the keys of its [[service]] in place of its own. Arrays and
-    volumes are replaced, not merged.
+    """Return the manifest ``data`` of a package with the keys of its [[service]], which have
+    precedence. Arrays and volumes are not merged.
     """
     network = {key: value for key, value in overrides.items() if key in NETWORK_KEYS}
     more = {key: value for key, value in overrides.items() if key in OVERRIDES}
@@ -493,8 +493,8 @@ def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) ->
 
 
 def _here(at: str, key: str, overrides: Mapping[str, Any], error: Error) -> InvalidInput:
-    """Convert an error of a package's manifest to an error of the [[service]] at the path ``key``.
-    If the [[service]] does not set the key of the error, the result is about the whole [[service]].
+    """Convert an error of the package ``at`` to an error of the [[service]] at the path ``key``. If
+    the [[service]] does not set the error's key, the new error is about the complete [[service]].
     """
     mine = _key_here(key, overrides, error.key or "")
     if mine is None:
@@ -619,9 +619,9 @@ def resolve(
 ) -> tuple[Resolved, Outer]:
     """Substitute the variables in a stack.toml's data, and make its paths absolute.
 
-    Returns the data, and a function that returns the stack's variables. The file .env next to the
-    stack.toml is read only if a variable is used. Raises Error and InvalidInput if .env cannot be
-    used.
+    Returns (data and errors, function that returns the stack's variables). The file .env next to
+    the stack.toml is read only if a variable is used. Raises Error and InvalidInput if .env cannot
+    be used.
     """
     folder = os.path.dirname(path)
     outer = cache(lambda: manifest_variables.variables(folder, owners)[0])
@@ -705,7 +705,7 @@ class _Item(NamedTuple):
 
 
 def item(own: Mapping[str, Any], key: str) -> _Item:
-    """Build the `_Item` of a service from its table. Values of a wrong type are left out."""
+    """Build the `_Item` of a service from its table ``own``, without values of a wrong type."""
     needs = own.get("depends_on")
     after: dict[str, Condition] = {}
     if isinstance(needs, list):
@@ -717,7 +717,9 @@ def item(own: Mapping[str, Any], key: str) -> _Item:
 
 
 def ordered(after: Mapping[str, Iterable[str]]) -> list[str]:
-    """Sort names by their dependencies, or return them in the given order if there is a cycle."""
+    """Sort names so that each is after the names it depends on, ``after``. If there is a cycle,
+    returns the names in the given order.
+    """
     try:
         return [name for name in graphlib.TopologicalSorter(after).static_order() if name in after]
     except graphlib.CycleError:
@@ -771,12 +773,12 @@ def long_name(stack: str, name: str) -> str:
 def applies(
     prefix: bool | None, stack: str, names: Iterable[str], members: Collection[str], taken: bool
 ) -> bool:
-    """Return whether the names of a stack's services get the stack's name as prefix.
+    """Return whether the stack's name is prefixed to ``names``, the names of its services.
 
-    ``prefix`` is the setting in the stack.toml. If ``prefix`` is None, an existing stack keeps its
-    names: ``members`` are its recorded services, including services that the file no longer has. A
-    new stack gets the prefix if ``taken`` is true: another stack has a service with one of
-    ``names``.
+    ``prefix`` is the setting in the stack.toml. If it is None, the names of an existing stack do
+    not change: ``members`` are its recorded services, including services that the file no longer
+    has. A new stack uses the prefix if ``taken``: another stack has a service with one of the
+    names.
     """
     if prefix is not None:
         return prefix
@@ -883,8 +885,8 @@ def _member(
 
 
 def _written(spec: ServiceSpec, policy: Policy) -> dict[str, object]:
-    """Return the manifest of ``spec``, whose names have the stack's prefix. ``policy`` is the
-    policy from before the prefix was added.
+    """Convert ``spec``, in which names have the stack's prefix, to the tables of a manifest.
+    ``policy`` is the policy without the prefix.
     """
     network = spec.network
     data: dict[str, Any] = dict(spec.manifest)

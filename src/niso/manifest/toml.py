@@ -56,7 +56,7 @@ def load(
 
 
 def _meant(path: str, is_missing: bool) -> str | None:
-    """Return a hint for a path that is a YAML file, or missing next to a similar file."""
+    """Return a hint if a path is a YAML file, or is missing and a similar file exists, or None."""
     folder, name = os.path.split(path)
     # the command line may have taken the argument for a folder
     file = folder if is_missing else path
@@ -111,10 +111,10 @@ def content(
 
 
 def require_owner(how: str | None, owners: Container[int], hint: str | None = None) -> None:
-    """Raise InvalidInput if users other than ``owners`` (uids) can change a file or folder.
+    """Raise InvalidInput unless ``how`` is None.
 
-    ``how`` is the result of `files.changed_by_others`: how they can change it, or None if they
-    cannot. ``hint`` is the next step, by default to pass --trust-owner.
+    ``how`` is the result of `files.changed_by_others`: how users other than ``owners`` (uids) can
+    change a file. ``hint`` is the next step, by default to pass --trust-owner.
     """
     if how is None:
         return
@@ -227,7 +227,9 @@ _INVISIBLE = {
 
 
 def _named(reason: str, place: str, text: str) -> tuple[str, str]:
-    """Return (reason or "", hint) for the character at which tomllib reports an error."""
+    """Return (reason or "", hint) for the wrong character at ``place``. ``reason`` and ``place``
+    are those of tomllib, such as ``line 3, column 5``.
+    """
     hint = "see https://toml.io for the syntax"
     match = re.match(r"line ([0-9]+), column ([0-9]+)", place)
     if match is None:
@@ -253,7 +255,7 @@ def _named(reason: str, place: str, text: str) -> tuple[str, str]:
 
 
 def _duplicate(reason: str, place: str, text: str) -> str:
-    """Return the reason if tomllib reports a table or key that occurs twice, otherwise ""."""
+    """Return niso's reason if tomllib's is a table or key that occurs twice, otherwise ""."""
     match = re.match(r"line ([0-9]+),", place)
     lines = text.split("\n")
     line = lines[int(match[1]) - 1].strip() if match else ""
@@ -299,7 +301,7 @@ def locate(text: str, errors: list[Error]) -> None:
 
 
 def _path(key: str) -> Path:
-    """Split a key path such as ``service[1].environment."A B"`` into its parts."""
+    """Split a key path such as ``service[1]."A B"`` into ("service", 1, "A B")."""
     parts: list[str | int] = []
     at = 0
     while at < len(key):
@@ -343,7 +345,9 @@ def _lines(text: str) -> Iterator[tuple[Path, int]]:
 
 
 def _resolved(names: Path, counts: dict[Path, int]) -> Path:
-    """Return a table header's path, with the index of the last item of each array of tables."""
+    """Return a table header's path with the indexes of the array items that contain the table.
+    ``counts`` maps the path of each array of tables to the index of its present item.
+    """
     path: Path = ()
     for position, name in enumerate(names):
         path = (*path, name)
@@ -418,7 +422,7 @@ def with_list(text: str, path: KeyPath, key: str, items: Iterable[ListLine]) -> 
 
 
 def list_at(text: str, path: KeyPath, key: str) -> object:
-    """Return the value of ``key`` in the table at ``path`` of a TOML text, or None if not set."""
+    """Return the value of ``key`` in the table at ``path`` of a TOML text, or None if missing."""
     value: Any = _loads(text)
     try:
         for name in (*path, key):
@@ -528,7 +532,9 @@ def key(name: str) -> str:
 
 
 def table(header: str, data: Mapping[str, Any], inline: int) -> Iterator[str]:
-    """Yield the lines of a TOML table. Tables nested ``inline`` or more levels deep are inline."""
+    """Yield the lines of the TOML table ``[header]`` with its subtables. Tables nested ``inline``
+    or more levels deep become inline tables.
+    """
     below = {name: one for name, one in data.items() if isinstance(one, Mapping) and inline}
     if len(below) < len(data) or not below:
         yield f"[{header}]"

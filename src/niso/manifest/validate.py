@@ -162,7 +162,7 @@ def _missing(path: str, name: str, table: str, expected: Kind) -> InvalidInput:
 
 
 def _allowed(expected: Kind) -> str:
-    """Format the types or values that a key can have, for a message. NoneType is left out."""
+    """Format for a message which types or values a key can have, except NoneType."""
     choices: list[str] = []
     for form, inside in expected.items():
         if form is str and inside:
@@ -173,7 +173,7 @@ def _allowed(expected: Kind) -> str:
 
 
 def _example(value: object, expected: Kind, key: str) -> str:
-    """Return the value that the user probably meant, such as ``"5s"`` for 5, or "" if unknown."""
+    """Return in TOML the value that the user probably meant, such as ``"5s"`` for 5, or ""."""
     is_number = isinstance(value, int | float) and abs(value) < 10**18
     if expected.get(str, "") is None and is_number:
         text = str(value).lower()
@@ -185,7 +185,9 @@ def _example(value: object, expected: Kind, key: str) -> str:
 
 
 def _accepted(path: str, *texts: str) -> str:
-    """Return the first of ``texts`` that is valid at ``path``, or the example of its rule."""
+    """Return in TOML the first of ``texts`` that the rule of the key ``path`` accepts. If it
+    accepts none, returns the rule's example.
+    """
     example, key = "", keys.key_at(path)
     rule = keys.ANY if key is None else key.rule
     for text in texts:
@@ -283,7 +285,9 @@ def _written(data: dict[str, Any]) -> Iterator[tuple[Parse, Any, str]]:
 
 
 def _tables(data: dict[str, Any], section: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (path, content) for each table of a section, such as each [volumes.NAME]."""
+    """Yield (key path, content) for each table of a section: ``volumes.*`` is each [volumes.NAME].
+    ``section`` is a key of `SECTIONS`.
+    """
     if not section:
         yield "", data
     elif section.endswith(".*"):
@@ -296,7 +300,7 @@ def _tables(data: dict[str, Any], section: str) -> Iterator[tuple[str, dict[str,
 
 
 def _typed(value: Any, expected: Kind, path: str) -> Iterator[tuple[str, Any]]:
-    """Yield (path, value) for a value and its items at all depths, if their type is valid."""
+    """Yield (key path, value) for a value and its items at all depths that have a valid type."""
     form = type(value)
     inside = expected.get(form)
     if form is list and inside is not None:

@@ -53,7 +53,7 @@ def wrong(key: str, value: object, reason: str, right: str, example: str = "") -
 
 
 def require(text: str, key: str, reason: str | None, right: str, example: str = "") -> str:
-    """Return ``text`` if ``reason`` is None or "". Otherwise raise the error from `wrong`."""
+    """Return ``text`` if ``reason`` is None or "". Otherwise raise InvalidInput from `wrong`."""
     if reason:
         raise wrong(key, text, reason, right, example)
     return text
@@ -149,7 +149,7 @@ def size(text: str, key: str) -> int:
 
 
 def ipv4_octets(text: str) -> tuple[int, ...] | None:
-    """Parse an IPv4 address in strict form (RFC 6943, 3.1.1) to four numbers, or return None."""
+    """Parse an IPv4 address in strict form (RFC 6943, 3.1.1) to its octets. Invalid: None."""
     parts = text.split(".", 4)
     numbers = [_number(part, 3) for part in parts]
     octets = tuple(number for number in numbers if number is not None and number <= 255)
@@ -315,7 +315,7 @@ def join(base: str, name: str) -> str:
 
 
 def texts(items: object, key: str) -> Iterator[tuple[str, str]]:
-    """Yield (key path, string) for each string in the array or table at the key path ``key``."""
+    """Yield (key path, string) for each string in ``items``, an array or table at ``key``."""
     if isinstance(items, list):
         pairs = [(f"{key}[{index}]", item) for index, item in enumerate(items)]
     else:

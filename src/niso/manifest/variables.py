@@ -45,11 +45,10 @@ _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "$": "$"}
 def variables(
     folder: str, owners: Collection[int] | None = None, outer: Mapping[str, str] | None = None
 ) -> Variables:
-    """Return the variables that a file in ``folder`` can use, and the path of the file .env there.
+    """Return ({name: value} of variables for a file in ``folder``, path of the file .env there).
 
-    The variables are those of the environment, of ``outer`` and of .env. If a variable is in
-    several of these, the environment has precedence, then ``outer``. Raises Error and InvalidInput
-    if a .env exists but cannot be used.
+    The environment has precedence, then ``outer``, then .env. Raises Error and InvalidInput if a
+    .env exists but cannot be used.
     """
     path = os.path.join(folder, NAME)
     own: dict[str, str] = {}
@@ -64,7 +63,7 @@ def variables(
 
 
 def _is_text(value: str) -> bool:
-    """Return whether a variable's value is UTF-8. Other bytes are surrogates in os.environ."""
+    """Return whether a variable's value is UTF-8. os.environ has surrogates for other bytes."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -189,7 +188,7 @@ class Resolved(NamedTuple):
     errors: list[InvalidInput]
 
     def fresh(self, others: Iterable[Error]) -> list[Error]:
-        """Return this object's errors, and those of ``others`` that are about other keys."""
+        """Return this object's errors, and from ``others`` the errors about other keys."""
         unresolved = {error.key for error in self.errors}
         return [*self.errors, *(error for error in others if error.key not in unresolved)]
 
@@ -228,7 +227,9 @@ def resolve(data: dict[str, Any], variables: Variables, kinds: Kind, key: str = 
 
 
 def _typed(text: str, expected: Kind) -> object:
-    """Convert a string to a number or boolean, unless its key may have a string."""
+    """Convert a string to a number or boolean, if ``expected`` has this type but not str. Returns a
+    string that cannot be converted unchanged.
+    """
     if str not in expected and bool in expected and text in ("true", "false"):
         return text == "true"
     plain = text.removeprefix("-")
@@ -257,7 +258,9 @@ def text(written: str, variables: Variables, depth: int = 0) -> str:
 
 
 def _closed(after: str) -> tuple[str, str]:
-    """Split the text after a ``${`` at the matching ``}``. Raises InvalidInput without one."""
+    """Return (text in the braces, text after them) for the text after a ``${``. Raises InvalidInput
+    if no matching ``}`` follows.
+    """
     open_, at = 1, 0
     while at < len(after):
         if after.startswith("${", at):

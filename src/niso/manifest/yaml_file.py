@@ -101,7 +101,9 @@ def _loader(yaml: Any) -> Any:
 
 
 def _plain(value: object, count: list[int]) -> Any:
-    """Copy a value, with keys, dates and bytes as strings. ``count[0]`` counts all values."""
+    """Copy a value of PyYAML, with keys, dates and bytes as strings. Adds the number of values to
+    ``count[0]``. Raises OverflowError above `MAX_VALUES`.
+    """
     count[0] += 1
     if count[0] > MAX_VALUES:
         raise OverflowError

@@ -1,10 +1,10 @@
 """Serve the web page of `niso web` and the current map, without privileges.
 
-Another process reads the map as root, and sends its states through a pipe. The server drops all
-privileges before it answers the first request, so that it cannot read or change anything on the
-host. See unshare(2), chroot(2), capabilities(7), prctl(2), setresuid(2).
+Another process reads the map as root, and sends each state of the map through a pipe. The server
+drops all privileges before it answers the first request, so that it cannot read or change anything
+on the host. See unshare(2), chroot(2), capabilities(7), prctl(2), setresuid(2).
 
-A client needs the token to read states. The page takes the token from the fragment of the URL,
+A client needs a secret token to read states. The page takes it from the fragment of the URL,
 which browsers do not send, and stores it for its own origin. The token is not a cookie, because
 browsers send cookies to every port of a host. Requests change nothing, and only GET is supported.
 """
@@ -95,7 +95,7 @@ Page = dict[str, tuple[bytes, str]]
 
 
 def files() -> Page:
-    """Read the page's files from the package. Raises OSError."""
+    """Read the page's files: {URL path: (content, MIME type)}. Raises OSError."""
     page = {}
     for name in sorted(os.listdir(PAGE)):
         kind = _TYPES.get(os.path.splitext(name)[1])
@@ -106,10 +106,10 @@ def files() -> Page:
 
 
 class States:
-    """The latest state of the map, and the HTTP requests that wait for the next state.
+    """The latest state of the map, as a line of JSON, and the requests that wait for the next one.
 
-    ``report`` is called with `WATCHED` when the first request arrives that reads states, and with
-    `UNWATCHED` when the last one has ended.
+    ``report`` is called with `WATCHED` when the first request that reads states arrives, and with
+    `UNWATCHED` when the last such request has ended.
     """
 
     def __init__(self, report: Callable[[bytes], None] = lambda _: None) -> None:
@@ -130,9 +130,8 @@ class States:
 
     @contextmanager
     def watched(self) -> Iterator[int]:
-        """Count a request that reads states, for the time of the ``with`` block.
-
-        Yields the number of the last state if this state is too old to be sent, otherwise 0.
+        """Count a request as reading states during the ``with`` block. Yields the number of the
+        last state if this state is too old to send, or 0 if it is not.
         """
         stale = 0 if self._watchers or time.monotonic() < self._until else self.number
         self._watchers += 1
@@ -146,7 +145,7 @@ class States:
                 self._report(UNWATCHED)
 
     async def latest(self) -> bytes:
-        """Return the latest state, or wait for the next state if the latest is too old."""
+        """Return the latest state. If it is too old, first wait a short time for the next state."""
         with self.watched() as stale, suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_S):
                 while self.number == stale and not self.over:
@@ -308,7 +307,7 @@ def serve(listener: socket.socket, pipe: int, status: int, token: str) -> None:
 
 
 async def _rehearse(page: Page) -> None:
-    """Answer requests without a socket, to import all modules before `confine` is called."""
+    """Answer made-up requests without a socket, to import all modules before `confine`."""
     states = States()
     states.put(b"{}\n")
     states.end()

@@ -574,7 +574,7 @@ def answer(words: list[str]) -> str:
     """Return the niso command for a command line of another tool, or "" if `HABITS` has none.
 
     Options in ``words`` are ignored. The first two words are looked up in `HABITS`, then the words
-    after the name of a tool such as ``docker``, then the first word alone.
+    after a tool's name such as ``docker``, then only the first word.
     """
     meant = {word: hint for theirs, hint in HABITS.items() for word in theirs.split(", ")}
     typed = [word for word in words if not word.startswith("-")]
