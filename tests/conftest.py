@@ -77,17 +77,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Deal the tests marked `first` to all workers, each of which begins with its own.
+    """Deal the tests marked `first` to every second worker, which begins with them.
 
     ``--dist worksteal`` gives each worker an equal, contiguous part of the tests. A long test that
-    begins late would keep one worker busy after all others have ended."""
+    begins late would keep one worker busy after all others have ended. Most long tests wait, so the
+    other workers use the processor meanwhile."""
     slow = [item for item in items if item.get_closest_marker("first")]
     rest = [item for item in items if not item.get_closest_marker("first")]
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    count = len(items)
     items.clear()
     for number in range(workers):
-        mine = slow[number::workers]
-        end = (number + 1) * (len(slow) + len(rest)) // workers
+        mine = [] if number % 2 else slow[number // 2 :: (workers + 1) // 2]
+        end = (number + 1) * count // workers
         taken = max(0, end - len(items) - len(mine))
         items += [*mine, *rest[:taken]]
         del rest[:taken]
