@@ -243,7 +243,7 @@ def test_start_period_is_as_long_whatever_the_clock_does(
         health_agent.crun, "open_in_service", lambda service, pid: os.pidfd_open(pid)
     )
     one = health_agent._Watched("api", "web", CHECK)
-    health_agent._look(one, now)
+    health_agent._probe_if_due(one, now)
     one.close()
     monkeypatch.setattr(health_agent.time, "time", lambda: wall + jump_s)
     for later_s, counts in ((0.0, False), (20.0, True)):

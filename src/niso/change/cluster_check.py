@@ -145,7 +145,7 @@ def _pairs(
     for other in claims:
         have = pairs.setdefault(other.host, [])
         if other.host != own and not other.policy and len(have) < _TRIES:
-            meeting = (pair for mine in here if (pair := _meet(mine, other, on)) is not None)
+            meeting = (pair for mine in here if (pair := _common_pair(mine, other, on)) is not None)
             have += islice(meeting, 1)
     return pairs
 
@@ -156,7 +156,7 @@ def _asks(store: Store, service: str) -> bool:
     return row is not None and row.active and row.has_process and open_
 
 
-def _meet(mine: ClusterClaim, other: ClusterClaim, on: set[str]) -> _Pair | None:
+def _common_pair(mine: ClusterClaim, other: ClusterClaim, on: set[str]) -> _Pair | None:
     """Return (service, other service, source, destination) for a test packet on a network in
     ``on``. Returns None if the services have no such network in common, or no common IP version on
     it.

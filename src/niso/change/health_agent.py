@@ -127,7 +127,7 @@ def _run(session: Session, log: Log, over: threading.Event) -> None:
             elif now - idle_since > _IDLE_S:
                 return
             for one in watched.values():
-                _look(one, now)
+                _probe_if_due(one, now)
             probes = [one.probe for one in watched.values() if one.probe is not None]
             pidfds = [one.pidfd for one in watched.values() if one.pidfd >= 0]
             pidfds += [one.command for one in watched.values() if one.command >= 0]
@@ -136,7 +136,7 @@ def _run(session: Session, log: Log, over: threading.Event) -> None:
             if _store_file() != file:  # the file was deleted or replaced
                 return
             for one in watched.values():
-                _judge(session, one, log)
+                _act_on_result(session, one, log)
     finally:
         os.close(pipe)
         for one in watched.values():
@@ -185,7 +185,7 @@ def _refresh(store: Store, watched: dict[str, _Watched], is_asked: bool) -> None
         watched[name].namespace = namespace
 
 
-def _look(one: _Watched, now: float) -> None:
+def _probe_if_due(one: _Watched, now: float) -> None:
     """Open a pidfd for a service's process if none is open. Start a health probe if one is due."""
     if one.pidfd < 0 and now >= one.look_at:
         one.look_at = now + _RUN_LOOK_S
@@ -202,7 +202,7 @@ def _look(one: _Watched, now: float) -> None:
         one.probe = health.begin(one.check, one.service, one.namespace)
 
 
-def _judge(session: Session, one: _Watched, log: Log) -> None:
+def _act_on_result(session: Session, one: _Watched, log: Log) -> None:
     """Act on the exit of a service's process, and on the result of its health probe."""
     one.end_command()
     if one.pidfd >= 0 and crun.wait_readable(one.pidfd, 0):
@@ -290,8 +290,8 @@ def leave(machine: Machine, service: str, only_beside_others: bool = False) -> b
 
 
 def serve(machine: Machine, service: str) -> bool:
-    """Send connections to an instance again after `leave`. Return whether `leave` had stopped them.
-    Raises Error.
+    """Send connections again to an instance in the state ``out``. Return whether the instance was
+    in this state. Raises Error.
     """
     return move(machine, service, OUT, SERVING)
 

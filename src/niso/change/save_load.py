@@ -608,7 +608,7 @@ class _Loading:
             if one.name in self._moved
             for subnet in one.subnets
         ]
-        texts = [entry.text for entry in spec.network.policy.entries() if _names(entry, former)]
+        texts = [entry.text for entry in spec.network.policy.entries() if _is_within(entry, former)]
         if texts:
             what = f"{name}: its policy names addresses of a network that has others here: "
             hint = f"correct them in {manifest}"
@@ -725,7 +725,7 @@ class _Loading:
         return result
 
 
-def _names(entry: Entry, subnets: list[IPv4Network | IPv6Network]) -> bool:
+def _is_within(entry: Entry, subnets: list[IPv4Network | IPv6Network]) -> bool:
     """Return whether a policy entry has an address or prefix that is within one of the subnets."""
     if entry.peer.kind not in ("prefix", "prefixes"):
         return False

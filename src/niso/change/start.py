@@ -200,7 +200,7 @@ class _Starting:
                     names = ", ".join(start.name for start in self._todo)
                     reason = f"dependency cycle among {names}"
                     raise Conflict(reason, "remove one of the dependencies between them")
-                self._turn(wait=next(self._ready(), None) is None)
+                self._advance(wait=next(self._ready(), None) is None)
         finally:
             for end in self._ends:
                 end.close()
@@ -245,7 +245,7 @@ class _Starting:
                 self._processes.finish(begun)
                 self._waits.append(Wait(self._processes, start))
 
-    def _turn(self, wait: bool) -> None:
+    def _advance(self, wait: bool) -> None:
         """Advance all starts as far as possible. With ``wait``, first wait for the next event."""
         for waiter in self._waits:
             waiter.step()

@@ -737,7 +737,7 @@ def stages(
             continue
         word = _word(step)
         words = _words(context, step, now, headers, proto)
-        result.append(Stage(step.table, step.chain, word, words, _records(step, word)))
+        result.append(Stage(step.table, step.chain, word, words, _is_record_only(step, word)))
     return result
 
 
@@ -747,7 +747,7 @@ def _shown(reader: FlowReader, address: str, port: int | None) -> str:
     return text if port is None else f"{text}:{port}"
 
 
-def _records(step: TraceStep, word: str) -> bool:
+def _is_record_only(step: TraceStep, word: str) -> bool:
     """Return whether a step in a chain of niso only records a packet, without deciding about it."""
     if step.table not in (INET, BRIDGE) or word == "drop":
         return False

@@ -327,8 +327,8 @@ def _own(machine: Machine, name: str | None, may_be_on: Container[str] | None) -
 
 
 def _scope(store: Store, name: str) -> tuple[Scope, list[str]]:
-    """Return the scope to compare for a service or network, and its active services or instances.
-    Raises NotFound if ``name`` is neither a service nor a network.
+    """Return the scope to compare for a service or network, and the active services or instances
+    whose processes are checked, none for a network. Raises NotFound if ``name`` is neither.
     """
     if store.network(name) is not None and store.name_holder(bare_name(name)) is None:
         return Scope((), (name,)), []

@@ -144,7 +144,7 @@ class _Learner:
             for s in seen
             if s.id not in before
             and (s.audited or s.passes != s.agrees)
-            and (also := self._helps(s, egress)) is not None
+            and (also := self._other_denial(s, egress)) is not None
         }
         policy = self._known.policy
         listed = policy.egress_allow if egress else policy.allow_from
@@ -158,7 +158,7 @@ class _Learner:
             elif listed is not None and flow.gone:
                 continue
             # narrowed to the recorded ports, if all flows are recorded
-            if entry is None or (entry.peer.kind == "service" and not self._hides(entry, egress)):
+            if entry is None or (entry.peer.kind == "service" and not self._may_use(entry, egress)):
                 fresh.append(flow)
             else:
                 kept.setdefault(entry.text, []).append(flow)
@@ -174,13 +174,13 @@ class _Learner:
         )
         yield from self._comments(groups, refused, gone, egress)
         for entry in listed or ():
-            gap = self._gap or (NOT_ALL if self._hides(entry, egress) else "")
+            gap = self._gap or (NOT_ALL if self._may_use(entry, egress) else "")
             if entry.key not in used and gap:
                 yield _line(entry.text, (), note=f"in the manifest; {gap}")
             elif entry.key not in used:
                 yield _line(entry.text, (), False, "in the manifest; nothing used it")
 
-    def _hides(self, entry: Entry, egress: bool) -> bool:
+    def _may_use(self, entry: Entry, egress: bool) -> bool:
         """Return whether flows that were not recorded may have used an entry of the policy."""
         if self._gap == NOT_ALL:
             return True
@@ -196,7 +196,7 @@ class _Learner:
             for source in self._hidden
         )
 
-    def _helps(self, seen: Flow, egress: bool) -> str | None:
+    def _other_denial(self, seen: Flow, egress: bool) -> str | None:
         """Return None unless an allow entry for ingress, or with ``egress`` for egress, would help
         a denied flow. Otherwise return the other service's entry that also denies the flow, or "".
         """

@@ -373,7 +373,7 @@ def explain(
     sender, receiver = (
         context.services.get(party.service) for party in (verdict.source, verdict.receiver)
     )
-    walks = _walks(context, packet, sender)
+    walks = _leaves_netns(context, packet, sender)
     path, early, late = _path(store, context, packet, verdict, sender, receiver)
     egress: _Rules = ()
     ingress: _Rules = ()
@@ -427,7 +427,7 @@ def other_family(
     return explain(store, context, packet._replace(source=from_, destination=to), closed)
 
 
-def _walks(context: PolicyContext, packet: Packet, sender: KnownService | None) -> bool:
+def _leaves_netns(context: PolicyContext, packet: Packet, sender: KnownService | None) -> bool:
     """Return whether a packet leaves its sender's namespace. Only then do policies apply to it."""
     if sender is None:
         return not is_host(context, packet.source)
@@ -457,7 +457,7 @@ def _path(
     if (
         family_of(packet.source) != family
         or (sender and (sender.serving is not None or not sender.active))
-        or (sender and not _walks(context, packet, sender))
+        or (sender and not _leaves_netns(context, packet, sender))
     ):
         return (), (), ()
     to = ipaddress.ip_address(packet.destination)

@@ -45,7 +45,7 @@ def clear(kernel: Kernel, want: State) -> int:
     sent packets are not deleted. The search is repeated, because packets in transit may create new
     flows. Raises KernelError.
     """
-    is_stray = _judge(want, {address.partition("/")[0] for address in kernel.host_addresses()})
+    is_stray = _stray_test(want, {address.partition("/")[0] for address in kernel.host_addresses()})
     ended = 0
     for _ in range(_PASSES):
         strays = [flow for flow in kernel.flows() if is_stray(flow)]
@@ -55,7 +55,7 @@ def clear(kernel: Kernel, want: State) -> int:
     return ended
 
 
-def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
+def _stray_test(want: State, own: set[str]) -> Callable[[Tracked], bool]:
     """Return a function that returns whether a flow must be deleted: it lacks the NAT that the
     rules require, or it uses a port of the host that is now published. ``own`` are the host's
     addresses.

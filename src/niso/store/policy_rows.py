@@ -136,7 +136,7 @@ class PolicyRows(ServiceRows):
                 addresses = tuple(
                     address for endpoint in service.endpoints for address in endpoint.addresses
                 )
-                yield Policed(service.name, addresses, policy, None, self._hears(service.name))
+                yield Policed(service.name, addresses, policy, None, self._multicast(service.name))
         only: dict[str, frozenset[str] | None] = {}
         for kind, name in sorted(names):
             # all services with the name count: each policy may refer to another one, or did before
@@ -155,9 +155,9 @@ class PolicyRows(ServiceRows):
             if service_name not in whole and policy is not None:
                 query = "SELECT address FROM lease WHERE service=? ORDER BY address"
                 own = tuple(self._column(query, service_name))
-                yield Policed(service_name, own, policy, values, self._hears(service_name))
+                yield Policed(service_name, own, policy, values, self._multicast(service_name))
 
-    def _hears(self, service: str) -> tuple[tuple[str, str], ...]:
+    def _multicast(self, service: str) -> tuple[tuple[str, str], ...]:
         """Return (address, bridge port) for a service's addresses on networks with multicast."""
         rows = self._run(
             "SELECT l.address, l.network, s.generation FROM network n"
