@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Changed = Done
 """The result of `Attachments.detach`, `gc` and `apply_policies` for one attachment."""
 
-_WISHES = {"interface": 1, "ip": 2, "mac": 1}
+_NETWORK_KEYS = {"interface": 1, "ip": 2, "mac": 1}
 """How many times each key may occur in the text of one network."""
 
 
@@ -137,9 +137,8 @@ def _detach(machine: Machine, name: str, id: str | None, report: Report) -> bool
 
 
 def _complete(given: AttachRequest) -> AttachRequest:
-    """Convert the lists of a request to lists of strings, and check the option ``unit``.
-
-    With ``unit``, niso sets ``owner`` and ``id`` of the attachment. Raises UsageError.
+    """Check that the fields of a request are lists of strings, and check the option ``unit``. With
+    ``unit``, niso sets ``owner`` and ``id`` of the attachment. Raises UsageError.
     """
     given = given._replace(
         networks=texts(given.networks, "networks"),
@@ -193,7 +192,7 @@ def _request(given: AttachRequest) -> Request:
     return Request(
         service_name(text(given.name, "NAME"), "NAME"),
         there,
-        tuple(map(_wish, given.networks or ["niso-default"])),
+        tuple(map(_network, given.networks or ["niso-default"])),
         distinct(tuple(parse_port(port, "--port") for port in given.ports)),
         tuple(host_label(alias, "--alias") for alias in given.aliases),
         _policy(given),
@@ -205,13 +204,13 @@ def _request(given: AttachRequest) -> Request:
     )
 
 
-def _wish(written: str) -> AttachmentNetwork:
+def _network(written: str) -> AttachmentNetwork:
     """Parse a network such as ``backend,interface=net0,ip=10.99.1.9``. Raises InvalidInput."""
     name, *keys = written.split(",")
-    given: dict[str, list[str]] = {word: [] for word in _WISHES}
+    given: dict[str, list[str]] = {word: [] for word in _NETWORK_KEYS}
     for key in keys:
         word, _, value = key.partition("=")
-        if word not in given or not value or len(given[word]) >= _WISHES[word]:
+        if word not in given or not value or len(given[word]) >= _NETWORK_KEYS[word]:
             hint = "NAME[,interface=NAME][,ip=ADDRESS][,ip=IPV6][,mac=ADDRESS]"
             raise InvalidInput(f"{written!r} is not a valid network", hint, "--network")
         given[word].append(value)

@@ -160,8 +160,8 @@ class Clusters(ApiPart):
 def _entering[T](call: Callable[[], T]) -> T:
     """Call a function that adds this host to a cluster, and return its result.
 
-    Errors name the argument that caused them, as with `as_usage`. If the error is in a file that
-    was unpacked from an invitation, the error names the invitation, because the file is removed.
+    An error names the argument that caused it. If the error is in a file that was unpacked from an
+    invitation, the error names the invitation, because the file is removed.
     """
     try:
         return as_usage(call)

@@ -197,7 +197,7 @@ class Services(ApiPart):
 
         machine = self.session.machine_for_change()
         store = machine.store
-        wanted = [*dict.fromkeys(_known(store, name, volumes) for name in texts(names, "names"))]
+        wanted = [*dict.fromkeys(_own_name(store, name, volumes) for name in texts(names, "names"))]
         _refuse_instances(store, wanted)
         enabled = [name for name in wanted if (row := store.service(name)) and row.enabled]
         deactivate.remove(machine, wanted, self.session.report, volumes)
@@ -206,10 +206,10 @@ class Services(ApiPart):
         return tuple(deactivate.Done(name, True) for name in wanted)
 
     def watch_health(self, log: Callable[[str], None]) -> Following:
-        """Return the agent that withdraws unhealthy instances and restarts unhealthy services.
+        """Return the agent that removes unhealthy instances from their service address.
 
-        A service is restarted only if its manifest says so. The agent calls ``log`` with each line
-        to log. Raises Conflict if the agent is already running.
+        The agent also restarts unhealthy services whose manifest requests this. It calls ``log``
+        with each line to log. Raises Conflict if the agent is already running.
         """
         from niso.change import health_agent
 
@@ -456,7 +456,7 @@ class Services(ApiPart):
         return Forwarded(service, changed, ports, _taken(machine.store, taken), ())
 
     def port_unforward(self, name: str, port: str) -> Forwarded:
-        """Withdraw a port that `port_forward` published. Raises NotFound, Conflict.
+        """Remove a port that `port_forward` published. Raises NotFound, Conflict.
 
         If the forward took the host port from another service whose manifest publishes the port,
         this service gets the port back.
@@ -512,8 +512,8 @@ def _own(store: Store, name: str) -> str:
     return service
 
 
-def _known(store: Store, name: str, with_volumes: bool) -> str:
-    """Return the name of the service to remove.
+def _own_name(store: Store, name: str, with_volumes: bool) -> str:
+    """Return ``name``, without .niso.local, if it is the name of a service to remove.
 
     A hostname or alias is refused, because the user may mean a different service. With
     ``with_volumes``, the name of a removed service is accepted if its volumes still exist. Raises

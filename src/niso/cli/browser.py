@@ -216,9 +216,8 @@ class _PageServer:
 
 
 def _in_child(listener: socket.socket, pipe: int, status: int, token: str) -> None:
-    """Serve the page in the forked process until ``pipe`` is closed, then exit.
-
-    Signals stay blocked. Errors are written to ``status``.
+    """Serve the page in the forked process until ``pipe`` is closed, then exit. Signals stay
+    blocked. Errors are written to ``status``.
     """
     from niso.web import page_server
 

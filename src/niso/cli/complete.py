@@ -209,8 +209,8 @@ def _words(ports: Iterable[niso.Port]) -> list[str]:
 
 
 def _forwards(placed: list[str], given: list[str]) -> Candidates:
-    """Return a service's ports from `port_forward`, or with --take-over ports of others. ``placed``
-    are the arguments before the cursor, and ``given`` all words.
+    """Return the ports that port-forward published for a service, or with --take-over the ports of
+    other services. ``placed`` are the arguments before the cursor, and ``given`` all words.
     """
 
     def read(host: niso.Host) -> Candidates:

@@ -52,9 +52,8 @@ def main() -> None:
 
 
 def _have_outputs() -> None:
-    """Open /dev/null for each of the descriptors 0, 1 and 2 that is closed.
-
-    Otherwise a database could get one of these descriptors, and output would overwrite it.
+    """Open /dev/null for each of the descriptors 0, 1 and 2 that is closed. Otherwise a database
+    could get one of these descriptors, and output would overwrite it.
     """
     for fd in range(3):
         try:

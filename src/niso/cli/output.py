@@ -475,7 +475,7 @@ class Progress:
                     self._reported = elapsed
 
     def _follow(self, event: Event) -> None:
-        """Update the services that are started but not healthy yet, of which slow steps report."""
+        """Update which services have started but are not healthy yet, to report them as slow."""
         if isinstance(event, report.Starting) and event.service in self._waits:
             self._unhealthy[event.service] = None
         elif isinstance(event, report.Healthy):

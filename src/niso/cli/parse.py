@@ -193,9 +193,8 @@ def unknown(
 
 
 def unknown_command(words: list[str]) -> UsageError:
-    """Build the error for a command line that begins with no command or action.
-
-    The hint is the closest command, or the niso command that replaces a command of another tool.
+    """Build the error for a command line that begins with no command or action. The hint is the
+    closest command, or the niso command that replaces a command of another tool.
     """
     from niso.cli.catalogue.general import answer
 
@@ -242,9 +241,8 @@ def width() -> int:
 
 
 def first_screen(version: str) -> str:
-    """Return the text that ``niso`` without arguments prints: the commands under `HEADINGS`.
-
-    The text has at most 31 lines, so that it fits on a terminal of 32 lines.
+    """Return the text that ``niso`` without arguments prints: the commands under `HEADINGS`. The
+    text has at most 31 lines, so that it fits on a terminal of 32 lines.
     """
     columns = width()
     head = f"niso {version}: isolated services on Linux, each with its own network"

@@ -450,7 +450,6 @@ def _reset(host: Host, args: Args) -> int:
 
 def _agrees(host: Host) -> bool:
     """List what niso reset removes, and ask on the terminal. Return whether the user agrees.
-
     Returns True if there is nothing to remove. Raises UsageError without a terminal.
     """
     if not (os.isatty(0) and os.isatty(2)):

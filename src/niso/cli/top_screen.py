@@ -87,7 +87,7 @@ def _order_file() -> str:
     return f"{paths.state_dir()}/top-order"
 
 
-def _known_order() -> str:
+def _saved_order() -> str:
     """Return the sort order that the user chose in an earlier niso top, or ``busy``."""
     try:
         with open(_order_file(), encoding="utf-8") as file:
@@ -98,9 +98,8 @@ def _known_order() -> str:
 
 
 def show(name: str | None) -> int:
-    """Run the screen until the user quits or a signal arrives. Return the exit status.
-
-    The screen shows the service ``name``, or all services if it is None. Raises Error.
+    """Run the screen until the user quits or a signal arrives. Return the exit status. The screen
+    shows the service ``name``, or all services if it is None. Raises Error.
     """
     # reports mistakes before the screen is drawn
     with connect() as host, host.top(name) as measured:
@@ -167,7 +166,7 @@ class TopScreen(App[None]):
     def __init__(self, name: str | None = None) -> None:
         super().__init__()
         self.chosen, self._fixed = name, name is not None
-        self.only_denied, self.order, self.wanted = False, _known_order(), ""
+        self.only_denied, self.order, self.wanted = False, _saved_order(), ""
         self.is_over = False
         # wakes the measuring thread to end it, or to list another service's sockets
         self.wake = threading.Event()

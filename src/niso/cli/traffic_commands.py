@@ -166,9 +166,8 @@ def _drops(host: Host, args: Args) -> int:
 
 
 def _wait(source: niso.Drops | niso.Events | None, seconds: float | None = None) -> bool:
-    """Wait for data from ``source``, at most ``seconds``. Return False if none arrived.
-
-    Raises BrokenPipeError if the reader of stdout has exited.
+    """Wait for data from ``source``, at most ``seconds``. Return False if none arrived. Raises
+    BrokenPipeError if the reader of stdout has exited.
     """
     poll = select.poll()
     if source is not None:

@@ -170,9 +170,8 @@ class Agent:
         return changed
 
     def _say_seen(self, membership: ClusterKeys, networks: Iterable[str]) -> None:
-        """Write to etcd the revision up to which this host has applied changes of instances.
-
-        A deploy on another host waits for this revision before it stops an instance.
+        """Write to etcd the revision up to which this host has applied changes of instances. A
+        deploy on another host waits for this revision before it stops an instance.
         """
         lease = self._lives
         for network in networks if lease else ():
@@ -190,7 +189,7 @@ class Agent:
         return True
 
     def _spans(self, store: Store, kernel: Kernel, engine: Etcd, member: bool) -> list[str]:
-        """Compare this host's networks that span hosts with etcd. Return the names of those left.
+        """Compare this host's networks that span hosts with etcd. Return the names of what remains.
 
         If this host is in the cluster (``member``), a network that etcd lacks is removed from this
         host. If services of this host use the network, it is written to etcd again instead.
@@ -358,7 +357,7 @@ class Agent:
         return self._hosts, self._decoded.get(item) if item is not None else None
 
     def kept(self, network: str) -> WatchedKeys:
-        """Return the cache of a network's address keys in etcd."""
+        """Return the cache of a network's address keys in etcd. Creates it if it is missing."""
         if network not in self._kept:
             self._kept[network] = WatchedKeys(self.keys.addresses(network))
         return self._kept[network]
@@ -411,7 +410,7 @@ class Agent:
             self._over.wait(MEND_S)
 
     def _alive(self) -> None:
-        """Renew this host's etcd lease until `stop`. Write to etcd how long changes have waited."""
+        """Renew this host's etcd lease until `stop`, and write the result of `Lag` to etcd."""
         engine = connected(self.connect, self._over)
         path = os.path.join(paths.run_dir(), "lease")
         lease, said = 0, True  # an earlier process may have reported its lag with the same lease
@@ -540,8 +539,9 @@ class WatchedKeys:
     ) -> None:
         """Watch a prefix in etcd until ``over`` is set, and update this cache by the events.
 
-        ``prefix`` may be shorter than that of the cache. After each change, this function calls
-        ``notice(hurry)``. After a gap between two watches, it calls ``notice(True)``.
+        ``prefix`` may be shorter than that of the cache. ``notice`` is called to request a poll:
+        with True if the poll must start at once. This is so after a gap between two watches, and
+        if ``hurry`` is set also after each change.
         """
         wait = _BACK_OFF_S[0]
         engine = connected(connect, over)
@@ -660,6 +660,6 @@ class Lag:
         self._since_s = self._last_s if self._last_s > began_s else None
 
     def seconds(self, now_s: float) -> float:
-        """Return how many seconds the oldest change that waits has waited, or 0 if none waits."""
+        """Return for how many seconds the oldest change has waited for a poll, or 0 for none."""
         since_s = self._since_s
         return 0.0 if since_s is None else max(0.0, now_s - since_s)

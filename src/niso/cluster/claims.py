@@ -60,9 +60,8 @@ class Claims:
         self.keys = keys or Keys()
 
     def held(self, service: str) -> ClusterClaim | None:
-        """Return the claim of a service by any host, or None if no host has reserved it.
-
-        If several hosts have reserved the service, this host's claim is returned if it has one.
+        """Return the claim of a service by any host, or None if no host has reserved it. If several
+        hosts have reserved the service, this host's claim is returned if it has one.
         """
         key = self.keys.service(service)
         items = self.engine.get(key, one=True).items

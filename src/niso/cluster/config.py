@@ -66,8 +66,7 @@ class Config(NamedTuple):
         return self.etcd.located(paths.cluster_dir())
 
     def engine(self, brief: bool = False) -> Etcd:
-        """Return a client of etcd, for use in one thread. Raises Error if a file is not usable.
-
+        """Return a client of etcd for one thread. Raises Error for an unusable credential file.
         With ``brief``, a request waits `BRIEF_S` seconds for each member and is not repeated.
         """
         return Etcd(self.access(), BRIEF_S, 1) if brief else Etcd(self.access())

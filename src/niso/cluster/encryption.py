@@ -140,9 +140,8 @@ def _record(store: Store, kernel: Kernel, wanted: Tunnel) -> bool:
 
 
 def renew(store: Store, kernel: Kernel) -> str:
-    """Replace this host's key pair. Return the new public key, which the caller must publish.
-
-    The caller must not have niso's lock.
+    """Replace this host's key pair. Return the new public key, which the caller must publish. The
+    caller must not have niso's lock.
     """
     private, _ = kernel.wireguard_keys("")
     files.replace(paths.wireguard_key(), f"{private}\n".encode(), 0o600)

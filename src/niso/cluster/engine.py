@@ -77,7 +77,7 @@ class Delete(NamedTuple):
 
 
 class Txn(NamedTuple):
-    """A transaction: changes of different keys, made together if all conditions are met."""
+    """A transaction: changes of different keys, made atomically if all conditions are met."""
 
     conditions: tuple[Compare, ...]
     changes: tuple[Put | Delete, ...]

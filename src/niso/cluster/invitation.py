@@ -67,7 +67,7 @@ class Invitation(NamedTuple):
 
 
 def text_of(invitation: Invitation) -> str:
-    """Return the content of the file that represents an invitation."""
+    """Return the content of an invitation's file."""
     return config.toml_of(_HEAD, invitation)
 
 

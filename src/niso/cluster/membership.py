@@ -40,9 +40,8 @@ class ClusterKeys:
         self.keys = keys or Keys()
 
     def cluster(self) -> Cluster | None:
-        """Return the cluster that is stored in etcd, or None if there is none.
-
-        niso chooses the cluster's id, because etcd's own id survives a loss of etcd's data.
+        """Return the cluster that is stored in etcd, or None if there is none. niso chooses the
+        cluster's id, because etcd's own id survives a loss of etcd's data.
         """
         item = self._item(self.keys.cluster)
         return key_values.cluster_of(item) if item is not None else None
@@ -61,7 +60,7 @@ class ClusterKeys:
                 )
             return Txn((Compare(self.keys.cluster),), (put,))
 
-        self._settle(txn, lambda: self.cluster() == made)
+        self._commit(txn, lambda: self.cluster() == made)
         return made
 
     def hosts(self) -> list[HostEntry]:
@@ -118,7 +117,7 @@ class ClusterKeys:
             here = Compare(key, item.modified if item else 0)
             return Txn((here,), (Put(key, encode(before | value)),))
 
-        self._settle(txn, lambda: self._has(key, value))
+        self._commit(txn, lambda: self._has(key, value))
 
     def refresh(self, host: HostEntry) -> None:
         """Update a host's address, MTU, version and public key, if the host is in the cluster."""
@@ -148,7 +147,6 @@ class ClusterKeys:
 
     def unseen(self, network: str, revision: int, own: str) -> list[str]:
         """Return the live hosts, except ``own``, that have not applied changes up to a revision.
-
         Hosts that have never reported a revision for ``network`` are left out.
         """
         prefix = self.keys.seen(network)
@@ -215,9 +213,8 @@ class ClusterKeys:
         return [claim.service for _, claim in self._had_by(host) if host in claim.hosts]
 
     def forget(self, host: str) -> list[str]:
-        """Remove a dead host and its claims from etcd. Return the names of its services.
-
-        Raises Conflict if the host is alive, and NotFound for an unknown host.
+        """Remove a dead host and its claims from etcd. Return the names of its services. Raises
+        Conflict if the host is alive, and NotFound for an unknown host.
         """
         key = self.keys.host(host)
         item = self._item(key)
@@ -257,7 +254,7 @@ class ClusterKeys:
             held = (Compare(item.key, item.modified), Compare(self.keys.live(host)))
             return Txn(held, tuple(without(items, claim, self.keys, host)))
 
-        self._settle(txn, lambda: all(item.key != key for item, _ in self._had_by(host)))
+        self._commit(txn, lambda: all(item.key != key for item, _ in self._had_by(host)))
 
     def _had_by(self, host: str) -> list[tuple[KeyValue, ClusterClaim]]:
         """Return (key, claim) for each service that a host has, or that was taken over from it."""
@@ -277,7 +274,7 @@ class ClusterKeys:
         """Revoke the certificates of a host, so that etcd refuses them. Return their number."""
         changes = self._withdrawing(host)
         if changes:
-            self._settle(lambda: Txn((), changes), lambda: not self._withdrawing(host))
+            self._commit(lambda: Txn((), changes), lambda: not self._withdrawing(host))
         return len(changes) // 2
 
     def refuse(self, serials: Iterable[str]) -> None:
@@ -336,7 +333,7 @@ class ClusterKeys:
             return True
 
         if not same():
-            self._settle(txn, same)
+            self._commit(txn, same)
         return made[0]
 
     def restore_network(self, spec: Spec) -> None:
@@ -355,7 +352,7 @@ class ClusterKeys:
             return have is not None and have.vni == spec.vni
 
         if not is_done():
-            self._settle(txn, is_done)
+            self._commit(txn, is_done)
 
     def remove_network(self, name: str) -> None:
         """Remove a network from etcd. Raises NotFound, and Conflict if it has addresses."""
@@ -374,7 +371,7 @@ class ClusterKeys:
             changes = (Put(held.key, encode(index)), Delete(self.keys.network(name), prefix=True))
             return Txn((held, Compare(addresses, prefix=True)), changes)
 
-        self._settle(txn, lambda: self._item(self.keys.spec(name)) is None)
+        self._commit(txn, lambda: self._item(self.keys.spec(name)) is None)
 
     def index(self) -> tuple[Compare, dict[str, dict[str, Any]]]:
         """Return (condition that fails if etcd's list of networks changes, the list). The list is
@@ -398,7 +395,7 @@ class ClusterKeys:
         item = self._item(key)
         return item is not None and value.items() <= decode(item.value, key).items()
 
-    def _settle(self, txn: Callable[[], Txn], is_done: Callable[[], bool]) -> None:
+    def _commit(self, txn: Callable[[], Txn], is_done: Callable[[], bool]) -> None:
         """Commit the transaction that ``txn`` builds. Try up to `TRIES` times.
 
         ``is_done`` returns whether etcd has carried out a request that it did not answer. Raises
@@ -416,10 +413,10 @@ class ClusterKeys:
         raise Conflict("other hosts keep changing the same", "try again")
 
     def _put(self, put: Put) -> None:
-        self._settle(lambda: Txn((), (put,)), lambda: self._item(put.key) is not None)
+        self._commit(lambda: Txn((), (put,)), lambda: self._item(put.key) is not None)
 
     def _delete(self, key: str, txn: Txn) -> None:
-        self._settle(lambda: txn, lambda: self._item(key) is None)
+        self._commit(lambda: txn, lambda: self._item(key) is None)
 
 
 def _require_apart(spec: Spec, index: dict[str, Any]) -> None:

@@ -218,9 +218,8 @@ def _revert_attempt(store: Store, kernel: Kernel, report: Report) -> None:
 
 
 def _write(spans: SpanRows, services: Services, peers: Peers) -> None:
-    """Write rows of remote services and hosts.
-
-    A service without addresses is deleted, and a host if ``peers`` maps it to None.
+    """Write rows of remote services and of the hosts ``peers``, which are as for `_change`. A
+    service without addresses is deleted, and a host if ``peers`` maps it to None.
     """
     for host, row in peers.items():
         if row is not None:
@@ -232,9 +231,8 @@ def _write(spans: SpanRows, services: Services, peers: Peers) -> None:
 
 
 def _wire(store: Store, host: HostEntry) -> str:
-    """Return the address from which a host sends VXLAN packets.
-
-    If VXLAN is encrypted, this is the host's address inside the WireGuard tunnel.
+    """Return the address from which a host sends VXLAN packets. If VXLAN is encrypted, this is the
+    host's address inside the WireGuard tunnel.
     """
     if not host.public:
         return host.address
@@ -370,9 +368,8 @@ def changed_services(
 
 
 def write(store: Store, now: EngineView, own: str, changed: dict[str, ClaimedService]) -> None:
-    """Write rows of remote services and of new hosts, in the caller's transaction.
-
-    The caller must update the kernel for `scope_of` afterwards.
+    """Write rows of the remote services ``changed`` and of new hosts, in the caller's transaction.
+    ``changed`` is as from `changed_services`. The caller then updates the kernel for `scope_of`.
     """
     spans = store.across
     known_hosts = spans.peers()
@@ -581,9 +578,8 @@ class View:
 
 
 def _strange_hosts(hosts: Sequence[HostEntry], own: str) -> frozenset[str]:
-    """Return the names of hosts that the host ``own`` cannot reach by their addresses.
-
-    Such an address is not unicast, equals the address of ``own``, or has another IP version.
+    """Return the names of hosts that the host ``own`` cannot reach by their addresses. Such an
+    address is not unicast, equals the address of ``own``, or has another IP version.
     """
     here = next((host.address for host in hosts if host.name == own), "")
     return frozenset(

@@ -60,12 +60,12 @@ class OwnClaims:
         self._log = log
         self._say = say
         self._orphans: dict[str, float] = {}  # service -> since when its claim differs from the row
-        self._is_settled = False  # whether all claims of this host were compared in full
+        self._is_compared = False  # whether all claims of this host were compared in full
         self._strays_s: float | None = None  # when all claims were last searched
 
     def doubt(self) -> None:
         """Make the next call of `bring` compare all claims of this host completely."""
-        self._is_settled = False
+        self._is_compared = False
 
     def bring(
         self, store: Store, kernel: Kernel, claims: Claims, now: EngineView, now_s: float
@@ -83,7 +83,7 @@ class OwnClaims:
             self._orphans = {n: since for n, since in self._orphans.items() if n in recorded}
         for record in records:
             so = is_published(store, record, now)
-            if so and self._is_settled:
+            if so and self._is_compared:
                 self._orphans.pop(record.service, None)
                 continue
             since = now_s if so else self._orphans.setdefault(record.service, now_s)
@@ -104,15 +104,15 @@ class OwnClaims:
                 if isinstance(error, NoAnswer) and not isinstance(error, Refused):
                     raise
                 self._say(error.message)
-        self._is_settled = True
+        self._is_compared = True
         try:
-            is_sure = self._end_strays(store, claims, now, now_s) and is_sure
+            is_sure = self._delete_strays(store, claims, now, now_s) and is_sure
         except Refused as error:
             self._say(error.message)
             is_sure = False
         return lost, is_sure
 
-    def _end_strays(self, store: Store, claims: Claims, now: EngineView, now_s: float) -> bool:
+    def _delete_strays(self, store: Store, claims: Claims, now: EngineView, now_s: float) -> bool:
         """Delete claims of this host for services that its store does not contain. Late requests
         and restored backups of etcd leave such claims. Returns True if there were none.
         """
@@ -204,9 +204,8 @@ def is_published(store: Store, record: ClaimRow, now: EngineView) -> bool:
 
 
 def is_up(store: Store, row: ServiceRow) -> bool:
-    """Return whether other hosts may connect to a service or an instance.
-
-    For an instance, this is true while it receives connections to its service's address.
+    """Return whether other hosts may connect to a service or an instance. For an instance, this is
+    true while it receives connections to its service's address.
     """
     if not row.active or owner(row.name) == row.name:
         return row.active
@@ -301,9 +300,8 @@ def base_of(store: Store) -> int:
 
 
 def restore(store: Store, membership: ClusterKeys, own: HostEntry, encryption: str = "") -> Cluster:
-    """Write to an empty etcd all keys that the store of the host ``own`` contains.
-
-    Returns the cluster. Raises Conflict if etcd already has a cluster.
+    """Write to an empty etcd all keys that the store of the host ``own`` contains. Returns the
+    cluster. Raises Conflict if etcd already has a cluster.
     """
     networks = [network for network in store.networks() if network.span is not None]
     tunnel = store.across.tunnel()

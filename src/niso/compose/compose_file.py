@@ -316,9 +316,8 @@ def _lines(service: ComposeService) -> Iterator[str]:
 
 
 def _networks_of(name: str, services: Mapping[str, ComposeService]) -> tuple[str, ...]:
-    """Return the networks on which a service has names.
-
-    For a service that shares a network namespace, these are the networks of its provider.
+    """Return the networks on which a service has names. For a service that shares a network
+    namespace, these are the networks of its provider.
     """
     table = services[name].tables.get("network", {})
     if table.get("mode") == "share":
@@ -329,9 +328,8 @@ def _networks_of(name: str, services: Mapping[str, ComposeService]) -> tuple[str
 
 
 def remove_clashes(services: Iterable[ComposeService]) -> None:
-    """Remove names and host ports from services if an earlier service already has them.
-
-    The names are hostnames and aliases. Each removal is recorded in the service's ``gaps``.
+    """Remove names and host ports from services if an earlier service already has them. The names
+    are hostnames and aliases. Each removal is recorded in the service's ``gaps``.
     """
     by_name = {service.name: service for service in services}
     # a service keeps its own name, whatever aliases earlier services have

@@ -613,7 +613,6 @@ class ComposeService:
 
     def _update(self, update: Mapping[str, Any], order: str, number: int) -> None:
         """Convert the keys of ``update_config`` other than ``order`` to the table [deploy].
-
         ``order`` is ``start-first`` or ``stop-first``, and ``number`` the number of instances.
         """
         place = "deploy.update_config"

@@ -285,9 +285,8 @@ def parse_size(value: object) -> str | None:
 
 
 def port(value: object) -> str | None:
-    """Convert a published port to the form of a manifest, or return None if it is invalid.
-
-    A port without a host port becomes ``:80``, for which niso chooses a host port, as Compose does.
+    """Convert a published port to the form of a manifest, or return None if it is invalid. A port
+    without a host port becomes ``:80``, for which niso chooses a host port, as Compose does.
     """
     if isinstance(value, dict):
         target, published = scalar(value.get("target")), scalar(value.get("published"))

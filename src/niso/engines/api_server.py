@@ -317,9 +317,8 @@ def _require(path: str, given: Mapping[str, Any], kind: str, keys: Iterable[str]
 
 
 def _content(path: str, given: Mapping[str, Any], key: str) -> bytes:
-    """Return the PEM content of a kubeconfig's key, such as client-key, or b"" if it is absent.
-
-    The content is either in the key KEY-data, or in the file whose path is the value of KEY.
+    """Return the PEM content of a kubeconfig's key, such as client-key, or b"" if it is absent. The
+    content is either in the key KEY-data, or in the file whose path is the value of KEY.
     """
     data, file = given.get(f"{key}-data"), given.get(key)
     if data:

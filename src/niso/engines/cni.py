@@ -530,7 +530,9 @@ def merged(call: Call, own: dict[str, Any]) -> dict[str, Any]:
 
 
 def addresses(call: Call) -> set[str]:
-    """Return the addresses of the container's interface in ``prevResult``. Raises Failure."""
+    """Return the addresses, without prefix lengths, that the container's interface has in
+    ``prevResult``. Without ``prevResult``, returns an empty set. Raises Failure.
+    """
     if call.config.get(_KEY) is None:
         return set()
     previous = _previous(call)

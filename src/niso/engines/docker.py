@@ -128,9 +128,8 @@ def _create_network(given: dict[str, Any]) -> None:
 
 
 def _delete_network(given: dict[str, Any]) -> None:
-    """Delete a network that was created for Docker, unless a service of niso uses the network.
-
-    An error is only logged: otherwise Docker could never remove its own network.
+    """Delete a network that was created for Docker, unless a service of niso uses the network. An
+    error is only logged: otherwise Docker could never remove its own network.
     """
     path = _file(paths.state_dir(), given["NetworkID"])
     try:
@@ -255,9 +254,8 @@ def _ports(given: Mapping[str, Any]) -> tuple[PortMapping, ...]:
 
 
 def _join(given: dict[str, Any]) -> dict[str, Any]:
-    """Create a namespace for an endpoint, attach it, and move its interface to the host.
-
-    Returns the answer for Docker, with the name of this interface and the gateways.
+    """Create a namespace for an endpoint, attach it, and move its interface to the host. Returns
+    the answer for Docker, with the name of this interface and the gateways.
     """
     network, path = _network(given), _file(paths.run_dir(), given["EndpointID"])
     kept, sandbox = plugin.load(path), str(given["SandboxKey"])
@@ -552,7 +550,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     def _caller(self) -> str:
-        """Return the `process_key` of the client's process (SO_PEERCRED, unix(7))."""
+        """Return pid and start of the client's process as `process_key` (SO_PEERCRED, unix(7))."""
         size = struct.calcsize("3i")
         sent = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
         return process_key(struct.unpack("3i", sent)[0])

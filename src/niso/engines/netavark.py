@@ -183,7 +183,6 @@ def _locked() -> int:
 
 def drop_networks(machine: Machine, report: Report = silent) -> None:
     """Remove networks that Podman no longer has, unless a service is on them. Raises OSError.
-
     Podman does not call its plugin when it removes a network, but deletes the network's file.
     """
     if not os.path.isdir(_notes()):
@@ -359,8 +358,8 @@ def _mac(mine: Mapping[str, Any], chosen: object) -> str:
     """Return the MAC address that a user has chosen for a container, or "" for none.
 
     ``mine`` are the network's options in Podman's call, and ``chosen`` those in Podman's database.
-    Only ``mine`` has a MAC address that niso derived from the container's name. It is ignored,
-    because the container may have been renamed.
+    A MAC address that is only in ``mine`` may be one that niso derived from the container's name.
+    It is ignored, because the container may have been renamed.
     """
     mac = plugin.mac(mine.get("static_mac"))
     is_derived = isinstance(chosen, dict) and not chosen.get("static_mac")
@@ -416,7 +415,7 @@ def _database() -> str:
 
 
 def recorded(database: str, container: str) -> dict[str, Any] | None:
-    """Return a container's configuration in Podman's database, or None if Podman has no such one.
+    """Return a container's configuration in Podman's database, or None if it does not exist.
 
     Returns {} if the configuration cannot be read. ``container`` is the container's id. Raises
     Error if the database stays locked.
@@ -463,8 +462,8 @@ def _image_labels(database: str, record: Mapping[str, Any]) -> dict[str, Any] | 
 
 
 def _let_go(machine: Machine, container: str, called: str) -> None:
-    """Detach the deleted container whose name ``called`` the new container ``container`` has.
-    Raises Conflict if Podman has not deleted but renamed it, and niso still has its former name.
+    """Detach a deleted container named ``called``, for ``container``: the id of a new one with the
+    same name. Raises Conflict if Podman still has the former container, under another name.
     """
     for attached in machine.store.attachments.all(OWNER):
         if attached.given != called or attached.id == container:
@@ -601,8 +600,8 @@ def _text(store: Store, network: str, owner: str) -> str:
 
 
 def _silenced(store: Store, network: NetworkRecord, family: int) -> list[str]:
-    """Return, as strings in order, the addresses whose DNS queries are not to be forwarded. These
-    are the leases and first addresses of an internal network in one address family.
+    """Return a sorted list of addresses on an internal network: its leases, and the first of each
+    subnet of the address family. aardvark-dns must not forward DNS queries from these addresses.
     """
     addresses = {address for address, _, _ in store.leases(network.name, family)}
     for subnet in network.subnets:

@@ -138,9 +138,8 @@ def mac(text: object) -> str:
 
 
 def port(host_ip: str, host: int, container: int, proto: str, count: int = 1) -> PortMapping:
-    """Build a published port from an engine's values. Raises InvalidInput for an invalid value.
-
-    If ``host`` is 0, niso chooses a host port. ``count`` is the length of a range of ports.
+    """Build a published port from an engine's values. Raises InvalidInput for an invalid value. If
+    ``host`` is 0, niso chooses a host port. ``count`` is the length of a range of ports.
     """
     from niso.manifest.addresses_and_ports import parse_port  # most calls have no port
 
@@ -310,7 +309,9 @@ def joined(store: Store, request: Request) -> Request:
 
 
 def take_off(machine: Machine, attached: AttachedRow, goes: Callable[[AttachedLink], bool]) -> None:
-    """Remove the interfaces for which ``goes`` returns True. If none remains, detach."""
+    """Remove the interfaces of ``attached`` for which ``goes`` returns True, or detach it if it has
+    no others.
+    """
     store = machine.store
     links = store.attachments.links(attached.service)
     left = {link.network for link in links if not goes(link)}
@@ -338,7 +339,7 @@ MALFORMED = (TypeError, KeyError, ValueError, AttributeError, OverflowError, Rec
 
 def run(call: Callable[[], object], failed: Callable[[Exception], object]) -> None:
     """Print the result of ``call`` as JSON and exit with 0. After an error, prints the result of
-    ``failed`` and exits with 1. Prints no result None.
+    ``failed`` and exits with 1. Prints nothing for None.
     """
     status = 0
     try:
@@ -388,8 +389,6 @@ def one_line(error: Exception, call: str = "this call") -> str:
 
 
 def malformed(error: Exception, call: str) -> str:
-    """Format a message: a key is missing in ``call``, or a value has a wrong type. ``error`` is the
-    exception that reading the value raised.
-    """
+    """Format ``error``, one of `MALFORMED`, as a message: ``call`` lacks a key or is malformed."""
     what = f"has no {error}" if isinstance(error, KeyError) else f"is malformed: {error}"
     return f"{call} {what}"

@@ -270,14 +270,14 @@ def agent_runs() -> bool:
 
 
 def closed(request: Request, pod: PodId) -> Request:
-    """Return a pod's request with the policy `CLOSED`, and a label that `is_applied` refuses."""
+    """Return a pod's request with the policy `CLOSED`, for which `is_applied` will be False."""
     own = {**dict(zip((_NAMESPACE, _NAME, _UID), pod, strict=True)), _POLICY: _WAITS}
     labels = {**dict(request.labels), **own}
     return request._replace(policy=CLOSED, labels=tuple(sorted(labels.items())))
 
 
 def applied(request: Request, policy: Policy) -> Request:
-    """Return a pod's request with the pod's own policy, and the label for `is_applied`."""
+    """Return a pod's request with the pod's own policy, for which `is_applied` will be True."""
     labels = {**dict(request.labels), _POLICY: _STANDS}
     return request._replace(policy=policy, labels=tuple(sorted(labels.items())))
 

@@ -149,7 +149,7 @@ def with_paths(
 def _env_files(
     written: Any, key: str, folder: str, owners: Collection[int] | None
 ) -> tuple[Any, list[InvalidInput]]:
-    """Return (the value ``written`` of env_file with absolute paths without symlinks, errors)."""
+    """Resolve the paths in ``written``, the value of env_file. Return (new value, errors)."""
     errors: list[InvalidInput] = []
 
     def placed(file: Any, at: str) -> Any:

@@ -369,7 +369,9 @@ def _refused(rule: Callable[[str, str], object], value: str, key: str) -> Invali
 def _top(
     data: dict[str, object], also: Also
 ) -> tuple[str, bool | None, dict[str, NetworkRequest], list[InvalidInput]]:
-    """Check a stack.toml except its services. Returns (name, prefix, networks by name, errors)."""
+    """Check a stack.toml except its services. Returns (stack's name, key ``prefix`` or None,
+    {name: network}, errors). ``also`` is as for `load`.
+    """
     shape = dict(data)
     if isinstance(items := data.get("service"), list):
         shape["service"] = [{} if isinstance(one, dict) else one for one in items]

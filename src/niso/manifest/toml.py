@@ -201,9 +201,8 @@ def write_dates(table: dict[str, object]) -> None:
 
 
 def _syntax(message: str, text: str) -> tuple[str, str]:
-    """Return tomllib's error message with the position at the beginning, and a hint.
-
-    ``Invalid value (at line 3, column 5)`` becomes ``line 3, column 5: invalid value``.
+    """Return tomllib's error message with the position at the beginning, and a hint. ``Invalid
+    value (at line 3, column 5)`` becomes ``line 3, column 5: invalid value``.
     """
     reason, _, place = message.removesuffix(")").rpartition(" (at ")
     if place == "end of document":
@@ -227,8 +226,8 @@ _INVISIBLE = {
 
 
 def _named(reason: str, place: str, text: str) -> tuple[str, str]:
-    """Return (reason or "", hint) for the wrong character at ``place``. ``reason`` and ``place``
-    are those of tomllib, such as ``line 3, column 5``.
+    """Return (reason, hint) for the character at ``place``, such as ``line 3, column 5``. The
+    reason is "" if tomllib's reason, the argument ``reason``, is clear enough.
     """
     hint = "see https://toml.io for the syntax"
     match = re.match(r"line ([0-9]+), column ([0-9]+)", place)
@@ -255,7 +254,7 @@ def _named(reason: str, place: str, text: str) -> tuple[str, str]:
 
 
 def _duplicate(reason: str, place: str, text: str) -> str:
-    """Return niso's reason if tomllib's is a table or key that occurs twice, otherwise ""."""
+    """Return a clear reason if tomllib refused a table or key that occurs twice, otherwise ""."""
     match = re.match(r"line ([0-9]+),", place)
     lines = text.split("\n")
     line = lines[int(match[1]) - 1].strip() if match else ""

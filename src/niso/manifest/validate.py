@@ -56,7 +56,6 @@ _MAX_GUESSES = 20  # the most unknown keys of one table that get a suggestion: d
 
 def walk(data: object, table: type, key: str = "") -> list[InvalidInput]:
     """Return an error for each unknown key, missing key and value of a wrong type in a table.
-
     ``table`` is the class of the table, and ``key`` its key path in the file.
     """
     return list(_walk(data, {dict: table}, key, (table, key)))
@@ -173,7 +172,7 @@ def _allowed(expected: Kind) -> str:
 
 
 def _example(value: object, expected: Kind, key: str) -> str:
-    """Return in TOML the value that the user probably meant, such as ``"5s"`` for 5, or ""."""
+    """Return in TOML the value that the user probably meant: ``"5s"`` for 5. Unknown: ""."""
     is_number = isinstance(value, int | float) and abs(value) < 10**18
     if expected.get(str, "") is None and is_number:
         text = str(value).lower()
@@ -369,7 +368,9 @@ def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:
 
 
 def _networks(network: dict[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error if [network] has networks in two keys, or if ``ip`` is for other networks."""
+    """Yield an error if [network] has both ``network`` and ``networks``, or no network in
+    ``networks``, or if ``ip`` does not fit the networks.
+    """
     several, ip = network.get("networks"), network.get("ip")
     if "network" in network and "networks" in network:
         reason, right = "conflicts with network.network", "set only one of the two"

@@ -149,7 +149,7 @@ def size(text: str, key: str) -> int:
 
 
 def ipv4_octets(text: str) -> tuple[int, ...] | None:
-    """Parse an IPv4 address in strict form (RFC 6943, 3.1.1) to its octets. Invalid: None."""
+    """Return the octets of an IPv4 address in strict form (RFC 6943, 3.1.1), or else None."""
     parts = text.split(".", 4)
     numbers = [_number(part, 3) for part in parts]
     octets = tuple(number for number in numbers if number is not None and number <= 255)
@@ -185,9 +185,8 @@ def not_unicast(octets: tuple[int, ...]) -> str | None:
 
 
 def user(text: str, key: str) -> ProcessUser:
-    """Parse a service's user: a uid, ``uid:gid``, or the name of a user in the root file system.
-
-    A name has the form of useradd(8), and may contain dots. Raises InvalidInput.
+    """Parse a service's user: a uid, ``uid:gid``, or the name of a user in the root file system. A
+    name has the form of useradd(8), and may contain dots. Raises InvalidInput.
     """
     right = "uid or uid:gid with numbers up to 4294967294, or a user name of the rootfs"
     reason, user = None, ProcessUser(text, None, None)

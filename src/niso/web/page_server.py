@@ -214,7 +214,7 @@ def application(states: States, token: str, page: Page) -> ASGIApp:
     inner = Starlette(routes=routes, exception_handlers={404: unknown, 405: unknown})
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, with `HEADERS`, or refuse it with the status from `refused`."""
+        """Answer a request, or refuse it with the status from `refused`. Add security headers."""
         if scope["type"] != "http":
             return
 
