@@ -249,7 +249,11 @@ CHANGES = {
             "niso activate /root/extra",
             "pgrep -f '^/usr/bin/busybox httpd -f -p 99 ' && ip -n niso-extra addr show eth0",
         ),
-        ("true", "niso remove extra", "! pgrep -f ' -p 99 ' && ! ls /run/netns/niso-extra"),
+        (
+            "true",
+            "niso remove extra",
+            "! pgrep -f '^/usr/bin/busybox httpd -f -p 99 ' && ! ls /run/netns/niso-extra",
+        ),
     ),
     "stack up": (
         (
@@ -501,8 +505,8 @@ WIRE = """
 hostnamectl hostname {name}
 printf '[Match]\nName=vec0\n[Network]\nAddress={address}/24\n' > /etc/systemd/network/wire.network
 networkctl reload
-for service in db api guest; do niso remove $service; done
-niso net remove backend || true
+niso remove db api guest
+rm -r /var/lib/niso # each host needs a state folder of its own
 mkdir -p /root/{name}
 cat > /root/{name}/manifest.toml <<'END'
 {manifest}[network]
