@@ -6,6 +6,7 @@ the machine's network.
 """
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -164,6 +165,14 @@ class Machine:
             self._receive(deadline)
         found = self._answers.pop(number)
         return int(str(found["status"])), str(found["out"]), str(found["err"])
+
+    def has_answered(self, number: int) -> bool:
+        """Say whether a command has ended, without waiting for its end."""
+        assert self._agent is not None
+        with contextlib.suppress(TimeoutError):
+            while number not in self._answers:
+                self._receive(time.monotonic())
+        return number in self._answers
 
     def _transmit(self, data: bytes) -> None:
         assert self._agent is not None

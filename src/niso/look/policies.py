@@ -197,8 +197,9 @@ def _audit(name: str, until: int, lasts: bool) -> Warning_:
             f'niso net flows {name} --denied shows what it would deny; mode = "enforce" ends it',
         )
     return (
-        f"the audit of the policy of {name} has ended: it is enforced",
-        'mode = "enforce" in the manifest says so; a later audit_until begins another audit',
+        f"the audit of the policy of {name} has ended",
+        "niso net repair enforces it if the clock was set;"
+        ' mode = "enforce" or a later audit_until ends this warning',
     )
 
 
