@@ -68,8 +68,8 @@ def activate(
 
     ``timeout_s`` is the time in seconds for the start of each service. ``after`` maps services to
     {dependency: state to reach}. For a ``stack``, also create its networks, record its members, and
-    stop services that were removed from its file. Raises InvalidInput, Conflict, KernelError or
-    ProcessError after the roll-back.
+    stop services that were removed from its file. ``is_first`` is false for later steps of a
+    deploy. Raises InvalidInput, Conflict, KernelError or ProcessError after the roll-back.
     """
     if dry_run:
         return _planned(machine, targets, stack, report)

@@ -389,7 +389,8 @@ def target_of(
 ) -> Target:
     """Convert an attachment's request to a target, the form in which services are activated.
 
-    ``foreign`` has the properties of the existing namespace, or is None if niso creates one.
+    ``foreign`` describes the existing namespace, or is None if niso creates the namespace.
+    ``before`` is the attachment's recorded row, or None.
     """
     links = _links(store, request, foreign, before)
     attached = AttachedRow(

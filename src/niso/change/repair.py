@@ -205,7 +205,7 @@ def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int
 
 def _repair_process(machine: Machine, name: str, report: Report, errors: list[Error]) -> int:
     """Repair a service's package copy, spec.json and process. Return the number of repairs. The
-    caller must have locked the service.
+    caller must have locked the service. Errors are added to ``errors``.
     """
     processes, row = machine.processes, machine.store.service(name)
     if row is None or not row.active or not row.has_process:

@@ -98,7 +98,7 @@ def restart(
     report: Report = silent,
     after: After | None = None,
 ) -> None:
-    """Restart the processes of active services, and wait for them as `run` does."""
+    """Restart processes of active services and wait for them. ``after`` is as for `run`."""
     starts = [_begins(row, row.require_process(), True, row.healthcheck, TIMEOUT_S) for row in rows]
     _Starting(processes, starts, after or {}, report).all()
 

@@ -467,7 +467,7 @@ def more(before: int, now: int) -> int:
 
 
 def times(ago: float | None) -> tuple[str | None, float | None]:
-    """Convert an event's age in seconds to (time in RFC 3339, rounded age). Both can be None."""
+    """Convert an event's age in seconds to (time in RFC 3339, rounded age), or (None, None)."""
     return (None, None) if ago is None else (exact_time_text(time.time() - ago), round(ago, 3))
 
 

@@ -292,7 +292,7 @@ def as_usage[T](call: Callable[[], T]) -> T:
 
 
 def text(value: object, what: str) -> str:
-    """Check that an argument is a valid str and return the argument. Raises UsageError."""
+    """Return an argument if it is a valid str. Raises a UsageError that names ``what``."""
     if not isinstance(value, str):
         raise UsageError(f"must be a string, not {type(value).__name__}", None, what)
     try:
@@ -305,7 +305,7 @@ def text(value: object, what: str) -> str:
 
 
 def texts(values: Iterable[object], what: str) -> list[str]:
-    """Check arguments that must be strings and return them as a list. Raises UsageError."""
+    """Return arguments as a list if all are valid str. Raises a UsageError that names ``what``."""
     if isinstance(values, str | bytes):
         raise UsageError("must be a list of strings, not one string", None, what)
     try:
@@ -321,7 +321,7 @@ _PERIODS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}  # the seconds of each unit
 
 
 def path(value: object, what: str) -> str:
-    """Convert a str or os.PathLike argument to a str. Raises UsageError."""
+    """Convert a str or os.PathLike argument to a str. Raises a UsageError that names ``what``."""
     try:
         return text(os.fspath(value), what)  # type: ignore[call-overload]
     except TypeError:

@@ -19,7 +19,7 @@ def load(
     owners: Collection[int] | None = None,
     together: Callable[[Stack], None] = lambda _: None,
 ) -> Stack:
-    """Read and validate a stack.toml, its manifests and its networks, like `stack.load`."""
+    """Read and check a stack.toml with its manifests, like `niso.manifest.stack.load`."""
     return stack.load(path, _network_errors, owners, together)
 
 
