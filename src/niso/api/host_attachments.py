@@ -95,9 +95,8 @@ class Attachments(ApiPart):
         )
 
     def apply_policies(self) -> tuple[Changed, ...]:
-        """Apply the files in /etc/niso/policies to all attachments. Raises Error or ErrorGroup.
-
-        If an attachment's new policy cannot be applied, the attachment keeps its previous policy.
+        """Apply the files in /etc/niso/policies to all attachments. Raises Error or ErrorGroup. If
+        an attachment's new policy cannot be applied, its previous policy still applies.
         """
         machine = self.session.machine_for_change()
         done = attach.apply_policies(machine, self.session.report)

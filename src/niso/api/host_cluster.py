@@ -145,7 +145,7 @@ class Clusters(ApiPart):
         return seen
 
     def follow(self, log: Callable[[str], None]) -> Following:
-        """Return this host's agent, which keeps the host synchronised with the cluster.
+        """Return this host's agent, which synchronises the host with the cluster.
 
         The agent's ``run()`` returns after ``stop()`` is called. ``log`` is called with each line
         to log. Raises Error if this host is in no cluster.

@@ -39,7 +39,7 @@ class Kubernetes(ApiPart):
         return _marked(pod_agent.enable(machine, config, self.session.report))
 
     def disable(self) -> Marked:
-        """Stop the agent, and no longer start it at boot. Pods keep their present policies."""
+        """Stop the agent, and no longer start it at boot. The pods' policies do not change."""
         return _marked(pod_agent.disable(self.session.machine_for_change(), self.session.report))
 
 

@@ -302,7 +302,7 @@ class Services(ApiPart):
     def history(self, name: str | None = None) -> tuple[niso.Deploy, ...]:
         """Return the deploys, restarts and stops of one service or of all services, oldest first.
 
-        niso keeps the last 50 of each service. An instance has the history of its service. Raises
+        niso stores the last 50 of each service. An instance has the history of its service. Raises
         NotFound.
         """
         from niso.look.services import deploys

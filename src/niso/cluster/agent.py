@@ -1,4 +1,4 @@
-"""Keep one host synchronised with the cluster.
+"""Synchronise one host with the cluster.
 
 `Agent.poll` synchronises once, in both directions: it copies the services of other hosts from etcd
 to this host, and writes this host's services to etcd. One such synchronisation is called a poll.
@@ -58,13 +58,13 @@ _GUARDED = 4
 
 
 class Agent:
-    """The agent that keeps this host synchronised with the cluster.
+    """The agent that synchronises this host with the cluster.
 
-    ``me`` has this host's name, and the ids of its state folder, cluster and boot. The other
-    arguments are functions. ``end`` deactivates services that another host has taken over. ``tend``
-    does periodic work: it is called with True about every `LOOK_S` seconds, and with False when
-    hosts join or leave. ``mend`` repairs the WireGuard tunnel: it is called every `MEND_S` seconds
-    in a separate thread, with True if a complete check is due.
+    ``me`` has this host's name, and the ids of its state folder, cluster and boot. ``connect``
+    returns a client of etcd. ``end`` deactivates services that another host has taken over.
+    ``tend`` does periodic work: it is called with True about every `LOOK_S` seconds, and with False
+    when hosts join or leave. ``mend`` repairs the WireGuard tunnel: it is called every `MEND_S`
+    seconds in a separate thread, with True if a complete check is due.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class Agent:
         return True
 
     def _spans(self, store: Store, kernel: Kernel, engine: Etcd, member: bool) -> list[str]:
-        """Compare this host's networks that span hosts with etcd. Return the names of what remains.
+        """Compare this host's networks that span hosts with etcd. Return the remaining names.
 
         If this host is in the cluster (``member``), a network that etcd lacks is removed from this
         host. If services of this host use the network, it is written to etcd again instead.

@@ -4,7 +4,7 @@ Every change increments the store's revision. The *modified* revision of a key i
 its last change, or 0 if the key does not exist. `niso.cluster.etcd.Etcd` sends the requests to
 etcd. In tests, `fakes.engine` carries them out in memory. The same tests run on both.
 
-Each line shows a key and the fields of its value, a JSON object. A writer keeps unknown fields.
+Each line shows a key and the fields of its value, a JSON object. Writers copy unknown fields.
 
     cluster                  {id, port, proto}
     nets                     {NETWORK: {vni, subnets}} of all networks, so that none overlap

@@ -264,8 +264,8 @@ class Etcd:
     def _open(
         self, path: str, body: dict[str, Any]
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        """Send a streaming request to the members in turn. Return the connection that answers.
-        Raises NoAnswer.
+        """Send a streaming request to the members in turn until one answers. Return (connection,
+        response). Raises NoAnswer.
         """
         problem = ""
         for _ in range(len(self._members)):

@@ -202,7 +202,7 @@ def turned(value: dict[str, Any], host: str) -> dict[str, Any]:
 
 
 def added(value: dict[str, Any], host: str) -> dict[str, Any]:
-    """Return the value of a service's key in etcd with ``host`` added, where it is not up."""
+    """Return the value of a service's key in etcd with ``host`` added. It is not up there."""
     blank: dict[str, Any] = {"claim": "", "up": False, "ports": [], "policy": ""}
     return turned(value | {"others": value.get("others", {}) | {host: blank}}, host)
 
@@ -223,7 +223,7 @@ def others_of(value: dict[str, Any]) -> dict[str, bool]:
 
 def claim_of(item: KeyValue, keys: Keys, host: str = "") -> ClusterClaim:
     """Parse the value of a service's key in etcd to a claim. Raises Error if it is invalid. If
-    several hosts have reserved the service, the result is the claim of ``host``, if it has one.
+    several hosts have claims, returns that of ``host``, or of any host if ``host`` has none.
     """
     value = decode(item.value, item.key)
     try:

@@ -278,7 +278,7 @@ class ClusterKeys:
         return len(changes) // 2
 
     def refuse(self, serials: Iterable[str]) -> None:
-        """Mark certificates as revoked again, after etcd was restored from a backup."""
+        """Mark certificates by serial number as revoked, after etcd was restored from a backup."""
         for serial in serials:
             self._put(Put(self.keys.refused + serial, encode({})))
 

@@ -269,8 +269,8 @@ def make_way(
 
 
 def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, ClaimedService]) -> Scope:
-    """Return the scope of a change of remote services from their rows to their state in ``wanted``.
-    ``changed`` are their names. The change removes services that ``wanted`` lacks.
+    """Return the scope of a change that gives the remote services named ``changed`` their state in
+    ``wanted``, or removes those that ``wanted`` lacks.
     """
     changed = {*changed}
     # include the service itself, because its service address is mapped to its instances

@@ -405,7 +405,7 @@ def snapshot(engine: Etcd) -> Iterator[bytes]:
 
 
 def _insist(request: Callable[[], object], is_done: Callable[[], bool]) -> None:
-    """Send a request until ``is_done()``, at most `PATIENCE_S` s. Raises NoAnswer, Refused."""
+    """Call ``request`` until ``is_done()``, for `PATIENCE_S` s. Raises NoAnswer, Refused."""
     until = time.monotonic() + PATIENCE_S
     while not is_done():
         try:

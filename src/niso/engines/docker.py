@@ -419,8 +419,8 @@ def _delete_endpoint(given: dict[str, Any]) -> None:
 
 
 def resume_pending() -> bool:
-    """Find the endpoints for `complete_pending` after a restart of this driver. Returns False if
-    they could not be read, so that the caller tries again.
+    """Find, after a restart of this driver, the endpoints that `complete_pending` must handle.
+    Returns False after an error, so that the caller tries again.
     """
     if not os.path.lexists(paths.database()):
         return True

@@ -400,8 +400,8 @@ def _prefixes(cidr: str, excluded: tuple[str, ...]) -> Iterator[str]:
 def _left(
     first: int, length: int, bits: int, excepted: list[tuple[int, int]]
 ) -> Iterator[tuple[int, int]]:
-    """Yield prefixes (first address, length) that cover a prefix except the ranges ``excepted``.
-    Addresses are integers, and ranges are pairs (first, last). ``bits`` is 32 or 128.
+    """Yield prefixes (first address, length) that cover the prefix ``first``/``length`` without the
+    ranges ``excepted``, pairs (first, last). Addresses are integers. ``bits`` is 32 or 128.
     """
     last = first + (1 << (bits - length)) - 1
     inside = [(low, high) for low, high in excepted if low <= last and high >= first]

@@ -339,7 +339,7 @@ MALFORMED = (TypeError, KeyError, ValueError, AttributeError, OverflowError, Rec
 
 def run(call: Callable[[], object], failed: Callable[[Exception], object]) -> None:
     """Print the result of ``call`` as JSON and exit with 0. After an error, prints the result of
-    ``failed`` and exits with 1. Prints nothing for None.
+    ``failed`` and exits with 1. A result None is not printed.
     """
     status = 0
     try:
@@ -367,7 +367,9 @@ def read_object() -> dict[str, Any]:
 
 
 def load(path: str) -> dict[str, Any] | None:
-    """Read a JSON object from a file that `save` wrote, or return None if the file is missing."""
+    """Return the JSON object in a file, or None if the file is missing or has another JSON value.
+    Raises ValueError for other content.
+    """
     content = files.read(path)
     value = from_json(content.decode()) if content is not None else None
     return value if isinstance(value, dict) else None

@@ -183,8 +183,8 @@ class PodAgent:
         return True
 
     def _apply(self, machine: Machine, attached: AttachedRow, policy: Policy) -> bool:
-        """Apply a pod's policy, or `CLOSED` if it is invalid. Return whether the request changed.
-        Returns False if the pod is no longer attached or its namespace no longer exists.
+        """Apply a pod's policy, or `CLOSED` if it is invalid. Return whether the attachment
+        changed, or False if the pod is no longer attached or its namespace no longer exists.
         """
         now = attach.current(machine.store, attached.service)
         if now is None or not attached.lives(machine.kernel):

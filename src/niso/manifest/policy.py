@@ -132,8 +132,8 @@ def audit_end(text: str, key: str) -> int:
 
 
 def problems(network: Mapping[str, object], parsed: Mapping[str, object]) -> Iterator[InvalidInput]:
-    """Yield an error for each DNS name in a policy that is also in extra_hosts, and for too many.
-    ``network`` is the table [network]. ``parsed`` maps key paths to parsed values.
+    """Yield an error for each DNS name in a policy that is also in extra_hosts, and an error for
+    too many DNS names. ``network`` is the table [network]. ``parsed`` maps key paths to values.
     """
     hosts = network.get("extra_hosts")
     names: list[str] = []

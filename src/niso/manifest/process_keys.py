@@ -325,7 +325,7 @@ def own_names(name: object, hostname: object, aliases: object) -> set[str]:
 
 
 def health_problems(section: Mapping[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error for each key of [healthcheck] that excludes another, or that is missing."""
+    """Yield errors unless [healthcheck] has exactly one of tcp, http and a non-empty command."""
     command = section.get("command")
     if isinstance(command, list) and (not command or command[0] == ""):
         right = "a program and its arguments"

@@ -93,7 +93,7 @@ def network_name(text: str, key: str) -> str:
 
     ``default`` is refused, because its bridge would have the same name as that of ``niso-default``.
     ``none`` and ``host`` are refused, because they are values of network.mode: a network ``none``
-    would mean the opposite of docker's ``--network none``.
+    would mean the opposite of Docker's ``--network none``.
     """
     _name(text, key, NETWORK_RIGHT, '"backend"', is_label=False)
     if text == "default":
