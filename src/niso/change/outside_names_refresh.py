@@ -201,7 +201,7 @@ def require() -> Any:
 def ask(names: Iterable[str]) -> dict[str, tuple[DnsAnswer, ...]]:
     """Resolve DNS names. Return {name: DNS answers}, with one answer for each address family.
 
-    A name that cannot be resolved has answers with a ``problem``. No query is sent after `_ALL_S`
+    A name that cannot be resolved has answers with a ``problem``. No query is sent after 15
     seconds.
     """
     import random  # dnspython loads it anyway

@@ -61,7 +61,7 @@ def run(
     that becomes healthy, before services that depend on it are started.
 
     Each process has ``timeout_s`` seconds from its own start. Within that time it must have run for
-    `STARTED_WITHIN_S`, or all its threads must have gone to sleep. With a healthcheck, it must also
+    0.2 seconds, or all its threads must have gone to sleep. With a healthcheck, it must also
     become healthy. A job must exit with status 0 within the timeout in its manifest. A process that
     already runs as desired is waited for only if another one depends on it, if its healthcheck is
     new, or if it has not been healthy since an automatic restart. Raises ProcessError with the
@@ -210,7 +210,7 @@ class _Starting:
                 wait.close()
 
     def _ready(self) -> Iterator[Start]:
-        """Yield services whose dependencies are ready, while fewer than `_AT_ONCE` start."""
+        """Yield services whose dependencies are ready, if fewer than two per processor start."""
         for start in self._todo if len(self._begun) < _AT_ONCE else ():
             needs = self._after.get(start.name, {})
             if all(
@@ -411,7 +411,7 @@ class Wait:
 
     @property
     def is_started(self) -> bool:
-        """Return whether the process has run for `STARTED_WITHIN_S`, or its threads were asleep.
+        """Return whether the process has run for 0.2 seconds, or all its threads were asleep.
 
         Once true, the result stays true. While a busy machine does not run the process, the time is
         extended, to at most two seconds.
@@ -477,7 +477,7 @@ class Wait:
 
 
 def until_started(processes: Processes, row: ServiceRow) -> None:
-    """Wait until a new process counts as started, for about `STARTED_WITHIN_S` seconds or less.
+    """Wait until a new process counts as started, for about 0.2 seconds or less.
 
     Raises Error if the process exits before that, except with restart policy "no" and status 0.
     """

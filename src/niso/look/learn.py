@@ -377,7 +377,7 @@ def _outside(
     """Yield policy entries for addresses outside niso's networks, each with the flows it allows.
 
     All given flows are to one port. Neighbouring addresses are merged into prefixes until at most
-    `MOST_OUTSIDE` entries remain, if possible. A merged prefix contains no address of the prefixes
+    eight entries remain, if possible. A merged prefix contains no address of the prefixes
     ``inside``, which are niso's or the host's.
     """
     by_number: dict[int, list[Flow]] = {}

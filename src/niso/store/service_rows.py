@@ -866,8 +866,8 @@ class Instances(Rows):
         )
 
     def put_deploy(self, deploy: Deployed) -> None:
-        """Insert or replace the record of a deploy. All but the last `KEPT_DEPLOYS` records are
-        deleted. If ``deploy`` has no command, this process's user and command line are recorded.
+        """Insert or replace the record of a deploy. Older records than the last 50 are deleted. If
+        ``deploy`` has no command, this process's user and command line are recorded.
         """
         by = _caller() if not deploy.command else deploy[-3:]
         row = (*deploy[:-4], _package_version(deploy.manifest) or deploy.package_version, *by)
