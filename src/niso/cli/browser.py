@@ -92,7 +92,6 @@ def run(_: str, args: Args) -> int:
 
 def _serve(measured: Map, server: _PageServer, end: float | None) -> None:
     """Measure traffic until the time ``end`` (monotonic clock), and send states to the server.
-
     While no page is open, niso only records the traffic of each minute. If ``end`` is None, this
     function never returns: only an exception ends it.
     """
@@ -130,10 +129,9 @@ def _line(value: object) -> bytes:
 
 
 class _PageServer:
-    """The forked process that serves the page, and its pipes.
-
-    Create it before this process opens the database: the fork's memory then contains no data of the
-    database. The end of the ``with`` block stops the process.
+    """The forked process that serves the page, and its pipes. Create it before this process opens
+    the database: the fork's memory then contains no data of the database. The end of the ``with``
+    block stops the process.
     """
 
     def __init__(self, listener: socket.socket) -> None:

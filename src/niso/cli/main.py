@@ -263,7 +263,6 @@ def interrupt(*_: object) -> None:
 
 def _unraisable(lost: UnraisableHookArgs) -> None:
     """Raise a KeyboardInterrupt again that Python would discard. This is `sys.unraisablehook`.
-
     importlib runs a weak reference callback after each import. Python discards a KeyboardInterrupt
     raised in this callback, and the command would otherwise continue to its end.
     """

@@ -360,10 +360,9 @@ CHANGING = "changing the network"
 
 
 def _current(event: Event) -> str:
-    """Return the text of the step that runs after ``event`` was reported.
-
-    After a kernel step, returns `CHANGING`, because all kernel steps of a plan are reported before
-    niso executes the first.
+    """Return the text of the step that runs after ``event`` was reported. After a kernel step,
+    returns `CHANGING`, because all kernel steps of a plan are reported before niso executes the
+    first.
     """
     if isinstance(event, PAST) or type(event).__module__.startswith("niso.kernel."):
         return CHANGING

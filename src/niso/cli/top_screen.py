@@ -393,10 +393,9 @@ class TopScreen(App[None]):
             self.push_screen(Output(traffic_commands.logs_words(service)))
 
     def _subject(self) -> tuple[str | None, FlowLoad | None]:
-        """Return (service, flow) on which a pressed key such as ``c`` (capture) acts.
-
-        Each is None if nothing suitable is selected. If a flow is selected, the service is the
-        service on the screen, or else the flow's destination or source.
+        """Return (service, flow) on which a pressed key such as ``c`` (capture) acts. Each is None
+        if nothing suitable is selected. If a flow is selected, the service is the service on the
+        screen, or else the flow's destination or source.
         """
         services, _, sockets = self._tables()
         table = next((part for part in self._tables() if part.has_focus), services)

@@ -189,9 +189,8 @@ class Agent:
         return True
 
     def _spans(self, store: Store, kernel: Kernel, engine: Etcd, member: bool) -> list[str]:
-        """Compare this host's networks that span hosts with etcd. Return the remaining names.
-
-        If this host is in the cluster (``member``), a network that etcd lacks is removed from this
+        """Compare this host's networks that span hosts with etcd. Return the remaining names. If
+        this host is in the cluster (``member``), a network that etcd lacks is removed from this
         host. If services of this host use the network, it is written to etcd again instead.
         """
         here = {n.name: n.span.vni for n in store.networks() if n.span is not None}
@@ -263,7 +262,6 @@ class Agent:
 
     def _guarded(self, store: Store, now: EngineView, now_s: float) -> EngineView:
         """Return the cluster's state ``now``, but with all hosts if too many disappeared at once.
-
         If etcd has lost its data, or this host's member is cut off, all other hosts seem to have
         disappeared. They and their services therefore stay for `GUARD_S` seconds.
         """

@@ -374,10 +374,9 @@ class Claims:
     def _entries(
         self, claim: ClusterClaim, known: Mapping[str, KeyValue], is_own: bool
     ) -> Iterator[Put]:
-        """Yield Put operations for the address and name keys of a claim.
-
-        ``known`` are the present keys by name. ``is_own`` is true if this host already has the
-        claim: the field ``up`` of its address keys then does not change.
+        """Yield Put operations for the address and name keys of a claim. ``known`` are the present
+        keys by name. ``is_own`` is true if this host already has the claim: the field ``up`` of its
+        address keys then does not change.
         """
         for network, addresses in claim.networks.items():
             for address in addresses:
@@ -396,10 +395,9 @@ class Claims:
         items: dict[str, KeyValue],
         raced: bool,
     ) -> tuple[str, ...]:
-        """Choose and return a service's address in each subnet of a network.
-
-        The order of preference is: the requested address, the present address, a free preferred
-        address, any free address. ``items`` are the network's keys. ``raced`` is as in `_planned`.
+        """Choose and return a service's address in each subnet of a network. The order of
+        preference is: the requested address, the present address, a free preferred address, any
+        free address. ``items`` are the network's keys. ``raced`` is as in `_planned`.
         """
         prefix = self.keys.addresses(network)
         spec = spec_of(network, items[self.keys.spec(network)])
@@ -473,10 +471,9 @@ def _listed(words: Iterable[str]) -> str:
 def _free(
     net: subnets.Network, gateway: str, taken: dict[str, Any], raced: bool, network: str
 ) -> str:
-    """Return the lowest free address of a subnet, or if ``raced`` a random low one.
-
-    With a random address, another host is unlikely to choose the same address. ``taken`` has the
-    used addresses as keys. Raises Conflict if no address is free.
+    """Return the lowest free address of a subnet, or if ``raced`` a random low one. With a random
+    address, another host is unlikely to choose the same address. ``taken`` has the used addresses
+    as keys. Raises Conflict if no address is free.
     """
     base = int(net.network_address)
     known = map(ipaddress.ip_address, filter(key_values.is_address, taken))
@@ -498,7 +495,6 @@ def _free(
 
 def _repeated[T](attempt: Callable[[bool], T | None], problem: str) -> T:
     """Call ``attempt`` until its result is not None, at most `TRIES` times. Return this result.
-
     ``attempt`` is called with True if etcd may have carried out an earlier request that it did not
     answer. Raises NoAnswer, and Conflict with the message ``problem`` after the last attempt.
     """

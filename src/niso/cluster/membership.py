@@ -396,10 +396,9 @@ class ClusterKeys:
         return item is not None and value.items() <= decode(item.value, key).items()
 
     def _commit(self, txn: Callable[[], Txn], is_done: Callable[[], bool]) -> None:
-        """Commit the transaction that ``txn`` builds. Try up to `TRIES` times.
-
-        ``is_done`` returns whether etcd has carried out a request that it did not answer. Raises
-        Conflict if the conditions failed each time.
+        """Commit the transaction that ``txn`` builds. Try up to `TRIES` times. ``is_done`` returns
+        whether etcd has carried out a request that it did not answer. Raises Conflict if the
+        conditions failed each time.
         """
         for attempt in range(TRIES):
             try:

@@ -76,7 +76,6 @@ def _unreachable(
     present: dict[str, ClaimedService], wanted: dict[str, ClaimedService]
 ) -> dict[str, ClaimedService]:
     """Return {name: copy marked as not up} of instances in ``wanted`` with a new address or host.
-
     The kernel could otherwise send connections to an instance before it has the instance's
     neighbour and forwarding entries. ``present`` are the instances in the store.
     """
@@ -138,7 +137,6 @@ def _apply(
     own: str,
 ) -> set[str]:
     """Write the rows that differ, and update the kernel. Return the changed services' names.
-
     ``turn`` is ({name: remote service in the store}, {name: remote service to be recorded}).
     ``own`` is this host's name.
     """

@@ -70,9 +70,8 @@ def _in_env_file(folder: str) -> frozenset[str]:
 
 
 def _linked(services: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Return {service: aliases}: the aliases that ``links`` of other services give to a service.
-
-    In Compose, only the service with the key ``links`` can resolve such an alias. In a stack, all
+    """Return {service: aliases}: the aliases that ``links`` of other services give to a service. In
+    Compose, only the service with the key ``links`` can resolve such an alias. In a stack, all
     services of a network can resolve it.
     """
     linked: dict[str, list[str]] = {}

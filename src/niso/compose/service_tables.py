@@ -186,10 +186,9 @@ class ComposeService:
         return ""
 
     def _with_image(self, first: list[str] | None, then: list[str] | None) -> None:
-        """Convert entrypoint ``first``, command ``then`` and the working folder of a service.
-
-        niso reads missing values from the image. An empty entrypoint or command overrides the
-        image's own (compose-spec, 05-services).
+        """Convert entrypoint ``first``, command ``then`` and the working folder of a service. niso
+        reads missing values from the image. An empty entrypoint or command overrides the image's
+        own (compose-spec, 05-services).
         """
         binary = self.tables.setdefault("binary", {})
         if first is not None:
@@ -592,7 +591,6 @@ class ComposeService:
 
     def _unchecked(self, key: str) -> str:
         """Add a health check to a service that has none: a TCP connection to one of its ports.
-
         ``key`` is the key of the compose file that needs the health check. Returns "" if the
         service has a health check afterwards, or else the reason why not.
         """

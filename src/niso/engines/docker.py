@@ -295,7 +295,6 @@ def _join(given: dict[str, Any]) -> dict[str, Any]:
 
 def _forget_ended(machine: Machine, request: Request) -> None:
     """Detach endpoints of containers that ended while Docker could not call, such as after a kill.
-
     Docker reuses the addresses and ports of such containers. An endpoint whose interface Docker may
     still be moving is detached only if ``request``, a new endpoint, has one of its addresses.
     """
@@ -343,7 +342,6 @@ def _request(
     marked: Mapping[str, str] = {},
 ) -> Request:
     """Build the request to attach an endpoint, without ports. A later call publishes its ports.
-
     ``marked`` are the options in the container's labels. Raises InvalidInput for a wrong option,
     and for a container without a name on a network that requires names.
     """
@@ -404,11 +402,9 @@ def _leave(given: dict[str, Any]) -> None:
 
 
 def _delete_endpoint(given: dict[str, Any]) -> None:
-    """Detach an endpoint, unless the call Leave has done so, and delete its files.
-
-    Errors are only logged, because Docker cannot remove the network until this call has succeeded.
-    The addresses of an endpoint that could not be detached stay reserved until `net gc` detaches
-    it.
+    """Detach an endpoint, unless the call Leave has done so, and delete its files. Errors are only
+    logged, because Docker cannot remove the network until this call has succeeded. The addresses of
+    an endpoint that could not be detached stay reserved until `net gc` detaches it.
     """
     id = os.path.basename(_file(paths.run_dir(), given["EndpointID"]))
     try:
@@ -438,9 +434,8 @@ def resume_pending() -> bool:
 
 
 def _remove_left_files(machine: Machine) -> None:
-    """Remove the files of endpoints that are not attached, if their dockerd has exited.
-
-    `net gc` detaches endpoints, but does not remove their files. A dockerd that is killed between
+    """Remove the files of endpoints that are not attached, if their dockerd has exited. `net gc`
+    detaches endpoints, but does not remove their files. A dockerd that is killed between
     CreateEndpoint and Join leaves files without an attachment.
     """
     folder = os.path.join(paths.run_dir(), "docker")

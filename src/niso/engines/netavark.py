@@ -195,9 +195,8 @@ def drop_networks(machine: Machine, report: Report = silent) -> None:
 
 
 def _drop(machine: Machine, wanted: str, report: Report) -> None:
-    """Remove networks as `drop_networks` does, for a caller that has the lock of `_locked`.
-
-    Podman writes the file of a new network after its call to niso. A new network without a file is
+    """Remove networks as `drop_networks` does, for a caller that has the lock of `_locked`. Podman
+    writes the file of a new network after its call to niso. A new network without a file is
     therefore not removed, except the network ``wanted``, which Podman is about to create again.
     """
     store = machine.store
@@ -257,7 +256,6 @@ def _network_folder() -> str:
 
 def _network_name(given: Mapping[str, Any]) -> str:
     """Return niso's name for a Podman network: the same name if it is valid, or a similar name.
-
     ``given`` is Podman's configuration of the network. Raises InvalidInput for a name with a
     special meaning in niso, such as ``none``.
     """
@@ -444,7 +442,6 @@ def recorded(database: str, container: str) -> dict[str, Any] | None:
 
 def _image_labels(database: str, record: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the labels {key: value} of a container's image, or None if they cannot be read.
-
     ``record`` is the result of `recorded`. Podman's image storage is next to ``database``. A file
     ``=KEY``, with its key in base64, has the image's configuration (containers/storage, images.go).
     """

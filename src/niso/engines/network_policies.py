@@ -265,9 +265,8 @@ Allowed = tuple[str, Peer, Ports]
 
 
 def _list(allowed: Iterable[Allowed], direction: str) -> tuple[Entry, ...]:
-    """Convert tuples (network policy's name, peer, ports) to policy entries without duplicates.
-
-    The entries are in the order that needs the fewest nftables elements. ``direction``, ingress or
+    """Convert tuples (network policy's name, peer, ports) to policy entries without duplicates. The
+    entries are in the order that needs the fewest nftables elements. ``direction``, ingress or
     egress, is part of their keys. Raises InvalidInput if there are too many entries.
     """
     first: dict[tuple[Peer, Ports], str] = {}

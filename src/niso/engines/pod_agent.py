@@ -126,7 +126,6 @@ class PodAgent:
         self, known: Mapping[str, Pod], context: Objects
     ) -> tuple[dict[str, Policy], dict[str, int]]:
         """Return ({attachment: policy}, {Kubernetes namespace: number of nftables elements}).
-
         ``known`` are the pods by the names of their attachments. If the policy of a pod, or the
         policies of its Kubernetes namespace, would be too large, the pod's policy is `CLOSED`.
         """
@@ -156,10 +155,9 @@ class PodAgent:
         return policies, costs
 
     def _has_read(self, pod: PodId, errors: list[Error]) -> bool:
-        """Read a new pod and its policies from the API server into the caches of the watches.
-
-        The watches may not have reported them yet. Adds an error to ``errors``. Returns False after
-        an error, and without a request if ``errors`` is not empty.
+        """Read a new pod and its policies from the API server into the caches of the watches. The
+        watches may not have reported them yet. Adds an error to ``errors``. Returns False after an
+        error, and without a request if ``errors`` is not empty.
         """
         namespace, name, _ = pod
         space = quote(namespace, safe="")

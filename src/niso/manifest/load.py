@@ -216,10 +216,9 @@ def checked(resolved: Resolved, path: str, owners: Collection[int] | None = None
 
 
 def _secrets(manifest: Any, owners: Collection[int] | None) -> Iterator[InvalidInput]:
-    """Yield an error for each secret that is no regular file, or that other users can change.
-
-    No user but ``owners`` (uids) may be able to change a secret; None allows all users. A missing
-    file is no error, because it may be created before the service is activated.
+    """Yield an error for each secret that is no regular file, or that other users can change. No
+    user but ``owners`` (uids) may be able to change a secret; None allows all users. A missing file
+    is no error, because it may be created before the service is activated.
     """
     for name, secret in manifest.secrets.items():
         try:

@@ -619,7 +619,6 @@ def _overlapping(
     point: str, key: str, points: dict[str, str], above: dict[str, str]
 ) -> Iterator[InvalidInput]:
     """Yield an error if the mount point ``point`` overlaps an earlier one, then add it to both.
-
     ``points`` maps each earlier mount point to its key in the manifest. ``above`` maps each parent
     folder of an earlier mount point to this mount point.
     """

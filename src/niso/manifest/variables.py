@@ -105,10 +105,9 @@ def read(
 
 
 def _line(line: str, where: str) -> tuple[str, str | None]:
-    """Parse a line of a file of variables, and return (name, value).
-
-    For a blank line or a comment, the name is "" and the value None. For a line with a name but no
-    ``=``, the value is None. ``where`` is the file and line number for errors. Raises InvalidInput.
+    """Parse a line of a file of variables, and return (name, value). For a blank line or a comment,
+    the name is "" and the value None. For a line with a name but no ``=``, the value is None.
+    ``where`` is the file and line number for errors. Raises InvalidInput.
     """
     line = line.strip()
     if not line or line.startswith("#"):

@@ -272,9 +272,8 @@ def _is_own(host: str) -> bool:
 
 
 class _Impatient(H11Protocol):
-    """An HTTP protocol that closes a connection if no complete request arrives in time.
-
-    uvicorn itself only limits the time between a complete answer and the next request.
+    """An HTTP protocol that closes a connection if no complete request arrives in time. uvicorn
+    itself only limits the time between a complete answer and the next request.
     """
 
     _last: object = None
