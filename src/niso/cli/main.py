@@ -249,8 +249,7 @@ def interrupt(*_: object) -> None:
     """Raise KeyboardInterrupt in the running command, which then rolls back its change.
 
     A second signal interrupts the rollback too. If the command is already rolling back after an
-    error, the first signal does not interrupt the rollback, and `_failed` raises KeyboardInterrupt
-    at its end.
+    error, the first signal does not interrupt it, and `_failed` raises KeyboardInterrupt later.
     """
     now = time.monotonic()
     if state.over or now - state.last < BURST_S:

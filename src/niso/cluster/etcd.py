@@ -166,8 +166,7 @@ class Etcd:
         """Yield the changes of keys with a prefix, in batches, beginning with a revision.
 
         Raises Refused (`COMPACTED`) if etcd no longer has all changes from this revision on. Raises
-        NoAnswer if nothing arrives for ``silence_s`` seconds, or if the member is cut off from the
-        others.
+        NoAnswer if nothing arrives for ``silence_s`` seconds, or if the member has no leader.
         """
         request = {**_span(prefix, True), "start_revision": revision, "progress_notify": True}
         connection, response = self._open("/v3/watch", {"create_request": request})

@@ -132,8 +132,7 @@ def prepare() -> pwd.struct_passwd | None:
 def refuse(serials: Sequence[str]) -> list[str]:
     """Make this host's etcd member refuse more certificates. Return all refused serial numbers.
 
-    Former serial numbers are never removed: etcd's own list may have been restored from an older
-    backup.
+    Former serial numbers stay, because etcd's own list may have been restored from an old backup.
     """
     before = (files.read(_refused_file()) or b"").decode().split()
     every = sorted({*before, *serials})

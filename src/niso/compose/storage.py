@@ -306,8 +306,7 @@ def port(value: object) -> str | None:
 def first_of_range(entry: str) -> str:
     """Reduce a range of host ports to its first port: ``8080-8082:80`` becomes ``8080:80``.
 
-    In Compose, each container of the service gets one port of the range. Other entries are returned
-    unchanged.
+    In Compose, each container of the service gets a port of the range. Other entries do not change.
     """
     match = re.fullmatch(r"((?:.*:)?)(\d+)-\d+(:\d+(?:/\w+)?)", entry)
     return f"{match[1]}{match[2]}{match[3]}" if match else entry

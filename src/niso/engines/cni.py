@@ -572,8 +572,7 @@ _POD_HINT = "systemctl status niso_kubernetes"
 def require(call: Call, same: AttachedRow | None) -> None:
     """Raise Failure if a pod has no name, or if no agent runs that could apply its policy.
 
-    A pod whose policy is already applied needs no agent. ``same`` is the pod's present attachment,
-    or None.
+    A pod whose policy is applied needs no agent. ``same`` is the pod's present attachment, or None.
     """
     from niso.engines import pod_agent
 

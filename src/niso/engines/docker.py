@@ -217,8 +217,7 @@ def _image_labels(folder: str, record: Mapping[str, Any]) -> dict[str, Any] | No
     """Return the labels {key: value} of a container's image, or None if they cannot be read.
 
     ``folder`` is Docker's data folder, and ``record`` is Docker's JSON about the container. Images
-    are in Docker's own folder, or in the default folder of a containerd that dockerd or systemd
-    starts.
+    are in Docker's folder, or in the default folder of a containerd that dockerd or systemd starts.
     """
     image = str(record.get("Image", "")).rpartition(":")[2]
     manifest = str((record.get("ImageManifest") or {}).get("digest", "")).rpartition(":")[2]

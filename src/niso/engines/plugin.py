@@ -309,9 +309,7 @@ def joined(store: Store, request: Request) -> Request:
 
 
 def take_off(machine: Machine, attached: AttachedRow, goes: Callable[[AttachedLink], bool]) -> None:
-    """Remove the interfaces of ``attached`` for which ``goes`` returns True, or detach it if it has
-    no others.
-    """
+    """Remove the interfaces of ``attached`` for which ``goes`` is true. If none remains, detach."""
     store = machine.store
     links = store.attachments.links(attached.service)
     left = {link.network for link in links if not goes(link)}

@@ -40,8 +40,7 @@ def load(path: str, owners: Collection[int] | None = None) -> Loaded:
 
     If ``owners`` (uids) are given, only these users may be able to change the file. Raises NotFound
     if the file does not exist, Error if it cannot be read, InvalidInput if it is not valid TOML,
-    and an ErrorGroup with one InvalidInput for each invalid value. Messages begin with the file's
-    path.
+    and an ErrorGroup with one InvalidInput for each invalid value. Messages begin with the path.
     """
     path = place(path)
     data = prepared(toml.load(path, FILE_NAME, owners), path, owners)
@@ -117,8 +116,7 @@ def with_paths(
 
     Paths are relative to ``folder``, and must not lead out of it. The host path of a volume is
     relative only if it begins with ``./``. ``base`` is the data's key path in its file. If
-    ``owners`` (uids) are given, symbolic links in the path of an env_file must belong to these
-    users.
+    ``owners`` (uids) are given, symbolic links in the path of an env_file must belong to them.
     """
     data, errors = resolved.data, list(resolved.errors)
     service = data.get("service")

@@ -495,9 +495,7 @@ def sysctl_name(text: str, key: str) -> str:
 
 
 def sysctl(value: int | str, key: str) -> str:
-    """Return a sysctl's value with tabs between its words, as the kernel prints it. Raises
-    InvalidInput.
-    """
+    """Return a sysctl's value with tabs between words, as in the kernel. Raises InvalidInput."""
     text = str(value)
     reason = None if re.fullmatch(SYSCTL_VALUE, text, re.ASCII) else "is not a valid value"
     if any(re.fullmatch(r"-?0[xX]?[0-9A-Fa-f]+", word) for word in text.split()):

@@ -622,8 +622,7 @@ def resolve(
     """Substitute the variables in a stack.toml's data, and make its paths absolute.
 
     Returns (data and errors, function that returns the stack's variables). The file .env next to
-    the stack.toml is read only if a variable is used. Raises Error and InvalidInput if .env cannot
-    be used.
+    the stack.toml is read only if a variable is used. Raises Error or InvalidInput for a bad .env.
     """
     folder = os.path.dirname(path)
     outer = cache(lambda: manifest_variables.variables(folder, owners)[0])
@@ -779,8 +778,7 @@ def applies(
 
     ``prefix`` is the setting in the stack.toml. If it is None, the names of an existing stack do
     not change: ``members`` are its recorded services, including services that the file no longer
-    has. A new stack uses the prefix if ``taken``: another stack has a service with one of the
-    names.
+    has. A new stack uses the prefix if ``taken``: another stack's service has one of the names.
     """
     if prefix is not None:
         return prefix

@@ -32,8 +32,7 @@ def load(path: str, wanted: str = "a compose.yaml") -> dict[str, Any]:
     """Read a YAML file whose top level must be a mapping. Keys are converted to strings.
 
     ``wanted`` describes the expected file, for messages. Raises NotFound, Error if PyYAML is
-    missing or the file cannot be read, and InvalidInput if it is not YAML, too large, or not a
-    mapping.
+    missing or the file cannot be read, and InvalidInput if it is too large or has another content.
     """
     yaml = _library()
     try:

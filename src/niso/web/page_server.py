@@ -296,8 +296,7 @@ def serve(listener: socket.socket, pipe: int, status: int, token: str) -> None:
     """Serve the page until the other end of ``pipe`` is closed. States are read from ``pipe``.
 
     When the server is ready, it writes a line to ``status``. After that, it writes `WATCHED` and
-    `UNWATCHED` there. Raises OSError if privileges cannot be dropped. In this case no request has
-    been served.
+    `UNWATCHED` there. Raises OSError before the first request if privileges cannot be dropped.
     """
     page = files()
     asyncio.run(_rehearse(page))
