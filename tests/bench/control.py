@@ -98,12 +98,13 @@ class World:
 
     def __init__(self) -> None:
         from niso.kernel.real import Kernel
+        from niso.look.session import joined
         from niso.runtime.machine import Machine
         from niso.runtime.processes import Processes
         from niso.store.store import Store
 
         self.store = Store.open()
-        self.machine = Machine(self.store, Kernel(), Processes())
+        self.machine = Machine(self.store, Kernel(), Processes(), joined)
         _niso("net", "create", NETWORK, "--subnet", SUBNET)
         self._names: list[str] = []
 
