@@ -474,7 +474,7 @@ class Progress:
                     self._reported = elapsed
 
     def _follow(self, event: Event) -> None:
-        """Update which services have started but are not healthy yet, to report them as slow."""
+        """Update the started services that messages about slow steps name as not healthy yet."""
         if isinstance(event, report.Starting) and event.service in self._waits:
             self._unhealthy[event.service] = None
         elif isinstance(event, report.Healthy):

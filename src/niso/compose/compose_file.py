@@ -336,8 +336,8 @@ def remove_clashes(services: Iterable[ComposeService]) -> None:
     ports: list[tuple[PortMapping, str]] = []
 
     def may_have(service: ComposeService, key: str, name: str) -> bool:
-        """Reserve a name on a service's networks, unless an earlier service has it there. Returns
-        whether the name was reserved. If not, adds the key ``key`` to the gaps.
+        """Reserve a name on a service's networks. If an earlier service has it on one of them, add
+        the key ``key`` to the service's gaps and return False.
         """
         on = _networks_of(service.name, by_name)
         for network in on:
@@ -350,8 +350,8 @@ def remove_clashes(services: Iterable[ComposeService]) -> None:
         return True
 
     def may_publish(service: ComposeService, key: str, text: str) -> bool:
-        """Reserve the host ports of a published port, unless an earlier service has one of them.
-        Returns whether they were reserved. If not, adds the key ``key`` to the gaps.
+        """Reserve the host ports of a published port. If an earlier service has one of them, add
+        the key ``key`` to the service's gaps and return False.
         """
         try:
             port = parse_port(text, key)

@@ -344,8 +344,8 @@ def _lines(text: str) -> Iterator[tuple[Path, int]]:
 
 
 def _resolved(names: Path, counts: dict[Path, int]) -> Path:
-    """Return a table header's path with the indexes of the array items that contain the table.
-    ``counts`` maps the path of each array of tables to the index of its present item.
+    """Return a table header's path with an index after each array of tables: ("service", 1, "x").
+    ``counts`` maps the path of each array of tables to the index of its last item so far.
     """
     path: Path = ()
     for position, name in enumerate(names):
