@@ -12,26 +12,26 @@ from samples import LONG
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = (".ci", "examples", "src", "tests", "tools", "dev")
-FETCHED = {"server", "venv"}
-"""Folders of the examples with what ./dev fetches."""
+FETCHED = {"server", "venv", "__pycache__"}
+"""Folders of the examples with what ./dev fetches, and of compiled files."""
 
 
 def scripts(word: bytes) -> list[str]:
     """Files of the project that start with ``#!`` and name ``word`` there, below ROOT."""
     found = []
     for top in CODE:
-        path = ROOT / top
-        for file in [path] if path.is_file() else sorted(path.rglob("*")):
-            if (
-                FETCHED & set(file.relative_to(ROOT).parts)
-                or not file.is_file()
-                or not os.access(file, os.X_OK)
-            ):
+        files = [top] if (ROOT / top).is_file() else []
+        for folder, folders, names in os.walk(ROOT / top):
+            folders[:] = sorted({*folders} - FETCHED)
+            below = os.path.relpath(folder, ROOT)
+            files += [f"{below}/{name}" for name in sorted(names) if not name.endswith(".py")]
+        for file in files:
+            if not os.path.isfile(ROOT / file) or not os.access(ROOT / file, os.X_OK):
                 continue
-            with file.open("rb") as stream:
+            with (ROOT / file).open("rb") as stream:
                 first = stream.readline()
             if first.startswith(b"#!") and word in first:
-                found.append(str(file.relative_to(ROOT)))
+                found.append(file)
     return found
 
 

@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 from collections.abc import Iterator
+from functools import cache
 
 import niso
 from niso.api.host import JOINED, KEYS, PYTHON_ONLY
@@ -57,8 +58,7 @@ def fields(name: str, module: str = "") -> tuple[Field, ...]:
     They come from its annotations, with the comments after them or the docstrings below them.
     """
     module = module or getattr(niso, name).__module__
-    source = inspect.getsource(importlib.import_module(module))
-    tree = ast.parse(source)
+    lines, tree = _parsed(module)
     defined = next(
         (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None
     )
@@ -79,7 +79,7 @@ def fields(name: str, module: str = "") -> tuple[Field, ...]:
             result += of
             continue
         after = defined.body[place + 1] if place + 1 < len(defined.body) else None
-        comment = source.splitlines()[(line.end_lineno or 0) - 1].partition("  # ")[2]
+        comment = lines[(line.end_lineno or 0) - 1].partition("  # ")[2]
         description, _, when = (comment or _text(after)).partition(ONLY)
         type_ = _KINDS.get(kind, "object")
         result.append(
@@ -93,6 +93,13 @@ def fields(name: str, module: str = "") -> tuple[Field, ...]:
             )
         )
     return tuple(result)
+
+
+@cache
+def _parsed(module: str) -> tuple[list[str], ast.Module]:
+    """Return the lines of a module's source, and the syntax tree."""
+    source = inspect.getsource(importlib.import_module(module))
+    return source.splitlines(), ast.parse(source)
 
 
 def _home(tree: ast.Module, name: str) -> str:
