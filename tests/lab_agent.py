@@ -5,7 +5,7 @@ fd 0 is a SOCK_SEQPACKET socket. A request is JSON: ``{"argv", "env", "cwd", "ne
 Started from a lab's agent a command is in all of the lab's namespaces and cgroups, which a test process could not enter without
 leaving its own.
 
-``inside``: argv is a command of niso, a lab, ``python3 -ISc CODE``, or ``python -c CODE`` with the Python of the tests, which runs in
+``inside``: argv is a command of niso, niso-cni, a lab, ``python3 -ISc CODE``, or ``python -c CODE`` with the Python of the tests, which runs in
 a child of this process from its first line on, as ``bin/niso`` calls it. What most commands import is imported by the first agent, once: Python's start and imports are two
 thirds of a short command's time.
 """
@@ -61,6 +61,7 @@ LOADED = (
     "cli.net_commands",
     "cli.service_commands",
     "cli.traffic_commands",
+    "engines.cni",
     "engines.netavark",
     "engines.plugin",
     "kernel.conntrack",
@@ -215,14 +216,19 @@ def load() -> None:
     gc.freeze()  # else a collection in a child would copy all of it
 
 
-def run_niso(arguments: list[str], environment: dict[str, str]) -> None:
+def run_niso(
+    arguments: list[str],
+    environment: dict[str, str],
+    name: str = "niso",
+    module: str = "niso.cli.main",
+) -> None:
     """Be ``niso ARGUMENTS``, in a process just forked: what is not inherited by execve(2) goes."""
     from niso.base import signals
-    from niso.cli.main import main
 
-    become("niso", environment)
+    main = importlib.import_module(module).main
+    become(name, environment)
     signals._spec = None  # read when the lab was made, from another environment
-    sys.argv = [os.path.join(sys.prefix, "bin", "niso"), *arguments]
+    sys.argv = [os.path.join(sys.prefix, "bin", name), *arguments]
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
@@ -332,6 +338,7 @@ def run_in_machine(arguments: list[str], environment: dict[str, str]) -> None:
 PYTHON = ("python", "python3", "/usr/bin/python3")
 INSIDE = {
     "niso": run_niso,
+    "niso-cni": functools.partial(run_niso, name="niso-cni", module="niso.engines.cni"),
     "lab": run_lab,
     "machine": run_in_machine,
     **dict.fromkeys((*PYTHON, sys.executable), run_python),

@@ -107,8 +107,8 @@ class Cluster:
         text = json.dumps(
             {"cniVersion": "1.1.0", **CONFIG, "kubernetes": {"wait_policy_s": wait_s}}
         )
-        env = [f"CNI_{key}={value}" for key, value in {**given, "COMMAND": "ADD"}.items()]
-        add = self.lab.popen("env", *env, NISO, stdin=-1, stdout=-1)
+        env = {f"CNI_{key}": value for key, value in {**given, "COMMAND": "ADD"}.items()}
+        add = self.lab.popen("niso-cni", env=env, stdin=-1, stdout=-1, inside=True)
         assert add.stdin
         add.stdin.write(text.encode())
         add.stdin.close()
