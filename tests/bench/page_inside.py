@@ -9,7 +9,7 @@ INSIDE = {
     "switched": "plain switching: no rule, no connection tracking",
     "tracked": "plain switching with connection tracking and one rule",
     "no-policy": "niso, no policy",
-    "policed": "niso, a policy that allows the client among 10 peers",
+    "policed": "niso, a policy that allows 10 peers, one of which is the client",
     "unlimited": "niso, the same policy, without the rules for limits",
     "no-policy-forgets": "niso, no policy, without the rules that record flows",
     "policed-forgets": "niso, the same policy, without the rules that record flows",

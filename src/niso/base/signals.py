@@ -110,7 +110,7 @@ def _note(line: str) -> None:
 
 
 def are_counted() -> bool:
-    """Return whether steps are counted for a test. If not, `hit` ignores its argument."""
+    """Return whether a test counts the calls of `hit`. If not, `hit` ignores its argument."""
     global _spec
     if _spec is None:
         _spec = _load()

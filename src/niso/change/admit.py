@@ -551,16 +551,16 @@ class NoClaims:
         return ()
 
     def remove_displaced(self, report: Report) -> None:
-        """Remove nothing: the command has reserved no name and no address."""
+        """Do nothing: without a claim, no other service loses a name or an address."""
 
     def scope(self) -> Scope:
         return Scope((), ())
 
     def record(self) -> None:
-        """Record nothing, because the command has reserved nothing."""
+        """Do nothing, because the command has no claim to record."""
 
     def publish(self, report: Report) -> None:
-        """Publish nothing, because the command has reserved nothing."""
+        """Do nothing, because the command has no claim to publish."""
 
 
 def shared(store: Store, wanted: StackMembership) -> Iterator[tuple[str, str]]:

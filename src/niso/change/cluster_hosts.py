@@ -421,8 +421,8 @@ def follow(machine: Machine, log: Callable[[str], None]) -> Following:
 def _mending(machine: Machine) -> Callable[[bool], None]:
     """Return a function that repairs the WireGuard interface between the hosts, for the agent.
 
-    The agent calls the function in a thread. With the argument false, the function repairs the
-    interface only if it does not work. The function raises Error.
+    The agent calls the function in a thread. With the argument true, the function configures the
+    interface again in any case, otherwise only if it does not work. The function raises Error.
     """
 
     stores: list[Store] = []

@@ -344,7 +344,7 @@ def ended(machine: Machine, service: str) -> None:
 
 
 def restarted(machine: Machine, service: str) -> None:
-    """Send connections to a restarted instance again when it is healthy, within a minute.
+    """Wait up to a minute until a restarted instance is healthy, and let it serve again.
 
     Does nothing if the health agent runs, because the agent does the same.
     """

@@ -66,7 +66,7 @@ def refuse_elsewhere(before: ServiceRow, target: Target) -> None:
 
 
 def is_beside_another(name: str, manifest_path: str, copy: str) -> bool:
-    """Return whether ./NAME may have another manifest than the active service ``name``.
+    """Return whether the manifest in ./NAME may differ from that of the active service ``name``.
 
     Returns True if the active manifest is in another folder, or if a file was changed since the
     package copy was made. The test uses the change time (ctime, inode(7)), which no program can
@@ -309,7 +309,7 @@ class Target(NamedTuple):
 
     @property
     def missing_volumes(self) -> list[tuple[str, str]]:
-        """Return (service, volume) of each named volume to delete if the activation is undone."""
+        """Return (service, volume) of each named volume that does not exist. An undo deletes it."""
         mounted = self.files.volumes if self.files is not None else ()
         missing = [
             one.name

@@ -212,7 +212,7 @@ def _remove_created(machine: Machine, intents: list[Intent], report: Report) -> 
 
 
 def restore_manifest(store: Store, row: ServiceRow | None) -> None:
-    """Write the manifest that a service's row records into the service's package copy.
+    """Restore the manifest in a service's package copy from the service's row.
 
     Does nothing for an attachment, or for an instance, which uses the package copy of its service.
     """

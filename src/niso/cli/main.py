@@ -203,7 +203,7 @@ def _plain(arguments: list[str]) -> bool:
 
 
 def explained(error: Exception) -> Error:
-    """Convert an exception to the `Error` to print, which calls an unexpected exception a bug."""
+    """Convert an exception to the `Error` to print. An unexpected exception is called a bug."""
     from niso.look.session import explained as known
 
     if isinstance(error, OSError) and error.filename is None:

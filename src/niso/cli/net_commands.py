@@ -274,7 +274,7 @@ def _policy_test(host: Host, args: Args) -> int:
 
 
 def say_what_changes(host: Host, *what: str) -> None:
-    """Print the recorded flows that an activation of ``what`` would cut or newly allow."""
+    """Print the recorded flows whose verdict an activation of ``what`` would change."""
     effects = [e for e in host.policy_effects(*what) if e.effect != "pass"]
     if effects:
         _print_effects(effects)

@@ -202,7 +202,7 @@ def turned(value: dict[str, Any], host: str) -> dict[str, Any]:
 
 
 def added(value: dict[str, Any], host: str) -> dict[str, Any]:
-    """Return the value of a service's key in etcd with ``host`` added. It is not up there."""
+    """Return the value of a service's key in etcd with ``host`` added, not yet up there."""
     blank: dict[str, Any] = {"claim": "", "up": False, "ports": [], "policy": ""}
     return turned(value | {"others": value.get("others", {}) | {host: blank}}, host)
 

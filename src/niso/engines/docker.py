@@ -61,7 +61,7 @@ _waiting: dict[str, float] = {}
 
 
 def answer_call(call: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Carry out a call of Docker and return the answer ({} for an unknown call). Raises Error."""
+    """Handle a request of dockerd and return the answer ({} for an unknown call). Raises Error."""
     carry_out = _CALLS.get(call)
     return (carry_out(given) if carry_out is not None else None) or {}
 
@@ -293,7 +293,7 @@ def _join(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _forget_ended(machine: Machine, request: Request) -> None:
-    """Detach endpoints of containers that ended while Docker could not call, such as after a kill.
+    """Detach endpoints of containers that ended while dockerd could not call niso, such as killed.
     Docker reuses the addresses and ports of such containers. An endpoint whose interface Docker may
     still be moving is detached only if ``request``, a new endpoint, has one of its addresses.
     """

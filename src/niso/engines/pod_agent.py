@@ -314,8 +314,8 @@ _MARK = "# written by niso kubernetes --enable, removed by --disable; state fold
 
 
 def follow(machine: Machine, config: str, log: Callable[[str], None]) -> Following:
-    """Return the functions that run and stop an agent for the kubeconfig at the path ``config``.
-    Raises Error if the kubeconfig is unusable.
+    """Return (run, stop), the functions of an agent that watches the pods of a Kubernetes cluster.
+    ``config`` is the path of the kubeconfig. Raises Error if the kubeconfig is unusable.
     """
     access = api_server.read(config)
     ApiServer(access)  # raises for unusable certificates

@@ -620,7 +620,7 @@ class Sockets:
         return self._here
 
     def at(self, name: str) -> Rtnl:
-        """Return a socket in the namespace that has this name now. For "", return `here`."""
+        """Return an rtnetlink socket in the namespace of this name; for "", in the present one."""
         if not name:
             return self.here()
         known = self._inside.get(name)

@@ -112,7 +112,7 @@ class _Ends(NamedTuple):
 def of_packet(
     kernel: Kernel, context: PolicyContext, explained: ExplainedPacket
 ) -> OtherFirewalls | None:
-    """Return what other programs' chains do to a packet and its replies.
+    """Return the verdicts of other programs' chains about a packet and its replies.
 
     Returns None if niso drops the packet, or if it traverses no chain of this host.
     """

@@ -381,9 +381,8 @@ class FlowReader:
         return published_at(its, port, family_of(destination), from_.address)
 
     def _part(self, services: frozenset[str], passes: bool) -> PolicyContext:
-        """Return the context with only the policies of ``services``, which takes less time to
-        evaluate. For flows that passed, a DNS name in a policy also stands for its former
-        addresses.
+        """Return `context` with only the policies of ``services``, which takes less time to
+        evaluate. If ``passes``, a DNS name in a policy also matches its former addresses.
         """
         if (services, passes) not in self._parts:
             context = self.context

@@ -74,7 +74,7 @@ def unpublished(store: Store, service: str) -> list[records.PortMapping]:
 
 
 def same_place(one: records.PortMapping, other: records.PortMapping) -> bool:
-    """Return whether two published ports overlap on the same host address, or on all addresses."""
+    """Return whether two published ports overlap and have the same address, or all addresses."""
     alike = one.host_ip == other.host_ip or (one.is_wide and other.is_wide)
     return alike and one.clashes(other)
 

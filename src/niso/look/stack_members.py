@@ -1,4 +1,4 @@
-"""Read a stack.toml with the names that its services have on this host, and list its services."""
+"""Read a stack.toml, give its services their names on this host, and list the services."""
 
 from __future__ import annotations
 

@@ -677,7 +677,7 @@ the manifest."""
 
 
 def laid_over(base: dict[str, Any], laid: Mapping[str, Any], table: str = "") -> dict[str, Any]:
-    """Merge two tables at all levels. Keys of ``laid`` have precedence over keys of ``base``."""
+    """Return ``base`` merged recursively with ``laid``, whose keys have precedence."""
     choice = set(_INSTEAD.get(table, ()))
     gone = choice - laid.keys() if choice & laid.keys() else set()
     merged = {key: value for key, value in base.items() if key not in gone}

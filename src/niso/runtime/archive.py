@@ -490,12 +490,12 @@ class _Place:
         self._files = disk.f_favail if disk.f_files else sys.maxsize  # Btrfs has no limit
 
     def take_file(self) -> None:
-        """Subtract a new file from the disk's free space. Raises Error if it is too small."""
+        """Count a new file as written. Raises Error if the disk has too little free space."""
         self._files -= 1
         self.take(512)
 
     def take(self, size: int) -> None:
-        """Subtract ``size`` bytes from the disk's free space. Raises Error if it is too small."""
+        """Count ``size`` bytes as written. Raises Error if the disk has too little free space."""
         self._left -= size
         if self._left < 0 or self._files < 0:
             reason = f"needs more space than {self._top} has"

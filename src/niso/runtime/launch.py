@@ -306,7 +306,7 @@ class _Creator:
         raise ProcessError(message.removeprefix("; "), service=self._spec.service)
 
     def close(self) -> None:
-        """End the thread, with its mounts. Kill conmon unless it is creating the container."""
+        """Stop the thread, with its mounts. Kill conmon unless it already creates the container."""
         with signals_blocked():
             self._closed = True
             self._may_end.release()

@@ -449,7 +449,7 @@ def begin() -> None:
 
 
 def end() -> None:
-    """Record that a service's start has ended. After the last one, empty the cache of `once`."""
+    """Record the end of one start. If no other is in progress, empty the cache of `once`."""
     global _starts
     with _lock:
         _starts -= 1

@@ -456,7 +456,7 @@ class PolicyRows(ServiceRows):
         )
 
     def _restored(self, name: str) -> dict[str, set[str]]:
-        """Return {service: networks} of the services that an undo would give the name again."""
+        """Return {service: its networks} of services that an undo would make the name's holder."""
         restored: dict[str, set[str]] = {}
         rows = self._run(
             "SELECT service, COALESCE(json_extract(undo, '$.service[0].provider'), service)"

@@ -274,7 +274,7 @@ class SpanRows(Rows):
     def set_service(
         self, service: str, addresses: Iterable[RemoteAddress], names: Iterable[str]
     ) -> None:
-        """Replace addresses and names of another host's service. Without addresses, delete it."""
+        """Replace the rows for another host's service. Without addresses, only delete them."""
         self._run("DELETE FROM remote WHERE service=?", service)
         self._run("DELETE FROM remote_name WHERE service=?", service)
         rows = list(addresses)
