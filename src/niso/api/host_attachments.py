@@ -96,7 +96,8 @@ class Attachments(ApiPart):
 
     def apply_policies(self) -> tuple[Changed, ...]:
         """Apply the files in /etc/niso/policies to all attachments. Raises Error or ErrorGroup. If
-        an attachment's new policy cannot be applied, its previous policy still applies.
+        an attachment's new policy cannot be applied, its previous policy still applies. Attachments
+        whose policy does not change are left out of the result.
         """
         machine = self.session.machine_for_change()
         done = attach.apply_policies(machine, self.session.report)

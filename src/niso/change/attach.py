@@ -254,8 +254,9 @@ def current(store: Store, name: str) -> Request | None:
 def apply_policies(machine: Machine, report: Report = silent) -> list[Attachment]:
     """Apply the administrator's present policies to all attachments whose namespaces exist.
 
-    Returns one result per updated attachment. An attachment whose update fails keeps its previous
-    policy. All attachments are tried before an error, or an ErrorGroup, is raised.
+    Returns one result per updated attachment. Attachments that already have the right policy are
+    left out. An attachment whose update fails keeps its previous policy. All attachments are tried
+    before an error, or an ErrorGroup, is raised.
     """
     store = machine.store
     done, errors = [], list[Error]()
@@ -268,7 +269,8 @@ def apply_policies(machine: Machine, report: Report = silent) -> list[Attachment
             if not attached.lives(machine.kernel):
                 break
             try:
-                done.append(attach(machine, request, report, instead_of=attached))
+                if _spec(request) != row.require_service():
+                    done.append(attach(machine, request, report, instead_of=attached))
                 break
             except Error as error:
                 if store.attachments.get(name) == attached:
