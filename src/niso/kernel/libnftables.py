@@ -18,6 +18,7 @@ from niso.kernel.netlink import MALFORMED, named, refused, refusing
 
 if TYPE_CHECKING:
     import ctypes
+    from collections.abc import Iterable
     from typing import Any, Self
 
 # NFT_CTX_OUTPUT_... of libnftables(3)
@@ -52,7 +53,6 @@ def _load() -> ctypes.CDLL:
         for name in ("nft_run_cmd_from_buffer", "nft_run_cmd_from_filename"):
             getattr(library, name).argtypes = [ctypes.c_void_p, ctypes.c_char_p]
         library.nft_ctx_output_set_flags.argtypes = [ctypes.c_void_p, ctypes.c_uint]
-        library.nft_ctx_set_dry_run.argtypes = [ctypes.c_void_p, ctypes.c_bool]
         _library = library
     return _library
 
@@ -94,15 +94,27 @@ class Nft:
 
     def run(self, text: str) -> None:
         """Execute nft(8) commands as one transaction. ``text`` may have any number of lines."""
-        what = f"apply nftables rules ({text.strip().partition(chr(10))[0][:80]})"
-        with refusing(what):
-            signals.hit(what)
-        with named():
-            failed = self._nft.nft_run_cmd_from_buffer(self._context, text.encode())
-        if failed:
-            errors = self._errors()
-            # nft reports the kernel's errors at the first line of a buffer, but correctly in a file
-            raise self._error(self._dry_run(text) or errors, text)
+        self.run_all((text,))
+
+    def run_all(self, commands: Iterable[str]) -> None:
+        """Execute nft(8) commands as one transaction. A command may have any number of lines."""
+        # a file needs less memory than a string, and nft reports the kernel's errors at their lines
+        fd = os.memfd_create("nft")
+        try:
+            with open(fd, "w", encoding="utf-8", closefd=False) as file:
+                file.writelines(f"{command}\n" for command in commands)
+            first = os.pread(fd, 80, 0).decode("utf-8", "ignore").partition("\n")[0]
+            what = f"apply nftables rules ({first})"
+            with refusing(what):
+                signals.hit(what)
+            with named():
+                failed = self._nft.nft_run_cmd_from_filename(
+                    self._context, f"/proc/self/fd/{fd}".encode()
+                )
+            if failed:
+                raise self._error(self._errors(), os.fstat(fd).st_size > len(first) + 1)
+        finally:
+            os.close(fd)
         if signals.broken(signals.OVERRUN):
             raise refused(what, errno.ENOBUFS)
 
@@ -126,7 +138,7 @@ class Nft:
         failed = self._nft.nft_run_cmd_from_buffer(self._context, command.encode())
         self._nft.nft_ctx_output_set_flags(self._context, 0)
         if failed:
-            raise self._error(self._errors(), command)
+            raise self._error(self._errors())
         output: bytes = self._nft.nft_ctx_get_output_buffer(self._context) or b""
         return output
 
@@ -142,28 +154,15 @@ class Nft:
         """Return one chain as text, without counter values. The names must need no quotes."""
         return self.text(f"list chain {family} {table} {name}", _STATELESS)
 
-    def _dry_run(self, text: str) -> str:
-        fd = os.memfd_create("nft")
-        try:
-            with open(fd, "w", encoding="utf-8", closefd=False) as file:
-                file.write(text)
-            self._nft.nft_ctx_set_dry_run(self._context, True)
-            failed = self._nft.nft_run_cmd_from_filename(
-                self._context, f"/proc/self/fd/{fd}".encode()
-            )
-            self._nft.nft_ctx_set_dry_run(self._context, False)
-        finally:
-            os.close(fd)
-        return self._errors() if failed else ""
-
     def _errors(self) -> str:
         errors: bytes = self._nft.nft_ctx_get_error_buffer(self._context) or b""
         return errors.decode("utf-8", "replace")
 
-    def _error(self, errors: str, text: str) -> KernelError:
-        """Convert the first error in nft's output, ``errors``, to a KernelError. ``text`` has the
-        commands that were executed. nft prints an error as "[FILE:LINE:FROM-TO: ]Error: REASON".
-        The next two lines are the command's line, and carets below a part of it.
+    def _error(self, errors: str, has_lines: bool = False) -> KernelError:
+        """Convert the first error in nft's output, ``errors``, to a KernelError. ``has_lines`` says
+        whether the executed commands had several lines. nft prints an error as
+        "[FILE:LINE:FROM-TO: ]Error: REASON". The next two lines are the command's line, and carets
+        below a part of it.
         """
         lines = errors.splitlines()
         start = next((i for i, line in enumerate(lines) if "Error: " in line), -1)
@@ -176,6 +175,6 @@ class Nft:
         carets = "".join(lines[start + 2 : start + 3]).expandtabs(1)
         at = len(carets) - len(carets.lstrip())
         token = shown[at : len(carets)].strip()
-        where = f"line {number}, " if number and "\n" in text.strip() else ""
+        where = f"line {number}, " if number and has_lines else ""
         near = f"at '{token[:80]}' of " if token and token != shown.strip() else ""
         return KernelError(f"nft: {reason}: {where}{near}'{shown.strip()[:160]}'")

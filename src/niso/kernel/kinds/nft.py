@@ -227,7 +227,10 @@ class _Elements(Kind[Element], of=Element):
         headers = [HEADERS[element[:2]] for _, element in edits]
         if len(edits) < len(step.edits) or any(header.is_plain_interval for header in headers):
             with Nft() as kernel:
-                kernel.run("\n".join(step.statements))
+                kernel.run_all(
+                    edit if isinstance(edit, str) else edit[1].statement(edit[0])
+                    for edit in step.edits
+                )
             return
         verb, first = edits[0]
         what = f"apply nftables elements ({first.statement(verb)[:80]})"
