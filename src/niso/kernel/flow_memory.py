@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection
 
 from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.names import family_of, unpacked
+from niso.base.names import family_of, packed, unpacked
 from niso.kernel import conntrack, netlink, nft_elements, policy_rules
 from niso.kernel.libnftables import TEMPORARY, Nft
 from niso.kernel.netlink import attributes, nested, several, string
@@ -127,10 +127,11 @@ def forget(addresses: Collection[str], names: Collection[str] = tuple(_MISSED)) 
     """Delete flows from or to these addresses and prefixes from the sets ``names``."""
     families = {str(family_of(address)) for address in addresses}
     has = conntrack.within(addresses)
+    some = () if any("/" in one for one in addresses) else tuple(map(packed, addresses))
     for name, table in (PLACES | _SHARES).items():
         if name[-1] in families and name[:-1].removeprefix("share_") in names:
             size = 16 if name.endswith("6") else 4
-            keys = dump(table, name, lambda key, _: key)
+            keys = dump(table, name, lambda key, _: key, some)
             _delete(table, name, [k for k in keys if has(k[:size]) or has(k[size : 2 * size])])
 
 
@@ -165,12 +166,20 @@ def leave_out(source: str, proto: str, port: int) -> None:
                 raise
 
 
-def dump[T](table: str, name: str, parse: Callable[[bytes, dict[int, bytes]], T]) -> list[T]:
+def dump[T](
+    table: str,
+    name: str,
+    parse: Callable[[bytes, dict[int, bytes]], T],
+    some: Collection[bytes] = (),
+) -> list[T]:
     """Read all elements of an nftables set. ``parse`` is called with the key and the netlink
-    attributes of each element. Returns the results of these calls.
+    attributes of each element. Returns the results of these calls. If ``some`` is given, messages
+    of the kernel without any of these strings are skipped: parsing 65,535 elements takes 0.25 s.
     """
 
     def parse_all(answer: bytes) -> list[T]:
+        if some and not any(part in answer for part in some):
+            return []
         return [
             parse(nft_elements.data_value(one[_ELEM_KEY]), one)
             for one in nft_elements.elements(answer)

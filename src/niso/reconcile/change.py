@@ -124,6 +124,10 @@ class change:
         self._last.append(call)
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        with self._kernel:  # the plan and the change use the same sockets
+            self._end(kind, error, trace)
+
+    def _end(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         try:
             if kind is None:
                 planned = self._planned()
