@@ -492,8 +492,8 @@ class Lab(Agent):
         """Call ``predicate`` until it returns something true, and return that.
 
         ``timeout`` is in seconds on an idle machine. The test fails after `PATIENCE` times as long,
-        and not before `WAIT_SECONDS`. Calls take at most half of the time, and are 10 to 100 ms
-        apart: a twentieth of the time that has passed.
+        and not before `WAIT_SECONDS`. Calls take at most a third of the time, and are 10 to 100 ms
+        apart: a tenth of the time that has passed.
         """
         patience = max(WAIT_SECONDS, PATIENCE * timeout)
         if answer := self.observed(predicate, patience):
@@ -513,7 +513,7 @@ class Lab(Agent):
             if asked > began + seconds:
                 return None
             time.sleep(
-                max(0.01, min(0.2, time.monotonic() - asked), min(0.1, (asked - began) / 20))
+                max(0.01, min(0.3, 2 * (time.monotonic() - asked)), min(0.1, (asked - began) / 10))
             )
 
 
