@@ -218,7 +218,8 @@ def test_nothing_from_outside_arrives_while_all_rules_are_flushed(
     host.run("nft", "-f", "-", input="flush ruleset")
     host.run("nft", "-f", "-", input=OPENS)
     before = arrived(host)
-    assert [Talker(host, "client", to, 5300).ask("away") for to in inwards[:2]] == ["-"] * 2
+    talkers = [Talker(host, "client", to, 5300 + i) for i, to in enumerate(inwards[:2])]
+    assert [talker.ask("away") for talker in talkers] == ["-"] * 2
     assert arrived(host) == before
     if guard == "filter":  # without it they would
         unfilter(host, "niso-backend")
