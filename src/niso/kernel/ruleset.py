@@ -728,7 +728,7 @@ table inet niso {{
 	chain kept {{
 		type filter hook postrouting priority srcnat + 1; policy accept;
 		{LEAVES}
-		iif != 0 meta oifgroup {BRIDGE_GROUP} meta mark set meta mark | {CHECKED} comment "for the bridge's filter; without iif it is a bridged frame"
+		meta mark & {CHECKED} == 0 iif != 0 meta oifgroup {BRIDGE_GROUP} meta mark set meta mark | {CHECKED} comment "for the bridge's filter; without iif it is a bridged frame"
 		ct state established,untracked accept
 		meta mark & {REMAPPED} != 0 goto remapped
 		meta oifgroup {BRIDGE_GROUP} accept
