@@ -133,11 +133,14 @@ def stop(
         row.name: spec.stop_timeout_s if (spec := row.process) else _STOP_TIMEOUT_S for row in rows
     }
     providers = {row.name: [row.provider] if row.provider else [] for row in rows}
+    # service -> its dependencies among these services, and the reverse
+    needed = {
+        name: {*needs.get(name, ()), *providers[name]} & left.keys() - {name} for name in left
+    }
     dependents: dict[str, set[str]] = {name: set() for name in left}
-    for name in left:
-        for dependency in {*needs.get(name, ()), *providers[name]}:
-            if dependency in dependents and dependency != name:
-                dependents[dependency].add(name)
+    for name, dependencies in needed.items():
+        for dependency in dependencies:
+            dependents[dependency].add(name)
     asked: dict[str, tuple[int, float]] = {}  # service -> (pidfd, monotonic time to kill it)
     clear: list[str] = []
     errors: dict[str, Error] = {}
@@ -159,8 +162,8 @@ def stop(
                 if until <= time.monotonic():
                     clear.remove(name)
                     errors |= processes.stop_all([name])
-                for waiting in dependents.values():
-                    waiting.discard(name)
+                for dependency in needed[name]:
+                    dependents[dependency].discard(name)
     finally:
         for pidfd, _ in asked.values():
             if pidfd >= 0:

@@ -654,14 +654,18 @@ class Reading:
                 spaces.setdefault(name, {})[kind.type] = objects
         self.host = Space(self, "", spaces.pop(""))
         for name in ("", *sorted(spaces)):
-            space = Space(self, name, spaces.pop(name)) if name else self.host
+            asked = spaces.pop(name) if name else {}
+            space = Space(self, name, asked) if name else self.host
+            # without objects on the interfaces of the namespace, nothing on them is read
+            inside = not name or self.with_strays
+            inside = inside or not all(BY_TYPE[of].reads_closed_spaces for of in asked)
             for kind in KINDS:
                 if name and kind.is_of_host:
                     continue
                 objects = space.objects(kind.type)
                 if skip_transactional and kind.is_transactional:
                     self._note(kind, candidates[kind.type])
-                elif space.is_open or kind.reads_closed_spaces:
+                elif kind.reads_closed_spaces or (space.is_open and inside):
                     present = kind.read(space, objects)
                     if space.is_of_others:
                         present = _asked(kind, present, objects)
