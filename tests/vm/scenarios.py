@@ -239,13 +239,18 @@ def test_reboot(machine: Machine) -> None:
     assert_whole(machine)
 
 
+EXTRA = f"""
+mkdir -p /root/extra
+cat > /root/extra/manifest.toml <<'END'
+{MANIFEST.format(name="extra", port=99)}
+END
+"""
 # Commands whose machine loses its power, there and back: what precedes them, the command, and what
 # shows its end. Enabled services show after a boot which of the two has happened.
 CHANGES = {
     "activate": (
         (
-            f"mkdir -p /root/extra; cat > /root/extra/manifest.toml <<'END'"
-            f"{MANIFEST.format(name='extra', port=99)}END",
+            EXTRA,
             "niso activate /root/extra",
             "pgrep -f '^/usr/bin/busybox httpd -f -p 99 ' && ip -n niso-extra addr show eth0",
         ),
@@ -254,6 +259,14 @@ CHANGES = {
             "niso remove extra",
             "! pgrep -f '^/usr/bin/busybox httpd -f -p 99 ' && ! ls /run/netns/niso-extra",
         ),
+    ),
+    "enable": (
+        (
+            f"{EXTRA} niso activate /root/extra",
+            "niso enable extra",
+            "systemctl is-active niso-extra && systemctl is-enabled niso-extra",
+        ),
+        ("true", "niso disable extra", "! ls /etc/systemd/system/niso-extra.service"),
     ),
     "stack up": (
         (
@@ -321,7 +334,7 @@ def test_power_failure(machine: Machine, change: str) -> None:
         )
         machine.sh(OTHER)
         assert_after_boot(machine, change)
-        if ended and change != "activate":  # extra is not enabled
+        if ended and change != "activate":  # of a service that is not enabled
             machine.wait(done)
         machine.run("sh", "-c", command, limit=60, check=False)
         machine.wait(done)
@@ -485,7 +498,7 @@ replicas = 2
 [network]
 network = "backend"
 [healthcheck]
-tcp = 81
+http = "http://localhost:81/hostname"
 END
 cat >> /root/shop/guest/manifest.toml <<END
 [network.policy]
@@ -514,11 +527,8 @@ def test_clock(machine: Machine, jump: str) -> None:
     assert_whole(machine)
     ran = "1" if jump == "+1 day" else "0"
     machine.wait(f"test $(niso logs tick | grep -c ticked) = {ran}")
-    failing = (
-        "pid=$(niso inspect well.1 | sed -n 's/.*\"pid\": \\([0-9]*\\).*/\\1/p'); kill -STOP $pid"
-    )
-    machine.sh(failing)
-    machine.wait("niso ps -i | grep -q '^well.1 .*unhealthy'", limit=30)
+    machine.sh("kill -STOP $(pgrep -o -f '^/usr/bin/busybox httpd -f -p 81 ')")
+    machine.wait("niso ps -i | grep -q '^well[.][0-9] .*unhealthy'", limit=30)
     machine.sh(f"date -s '{'-' if jump[0] == '+' else '+'}1 day'")
     machine.run("niso", "net", "repair", limit=30)
     assert_whole(machine)
