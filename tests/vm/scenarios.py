@@ -264,7 +264,7 @@ CHANGES = {
         (
             f"{EXTRA} niso activate /root/extra",
             "niso enable extra",
-            "systemctl is-active niso-extra && systemctl is-enabled niso-extra",
+            "systemctl is-enabled niso-extra",
         ),
         ("true", "niso disable extra", "! ls /etc/systemd/system/niso-extra.service"),
     ),
