@@ -194,12 +194,15 @@ def _remove(service: str) -> str:
     """Remove the container, the cgroup and the runtime files of a service that has ended. Return
     the parent of its cgroup, or "" if the cgroup is not known.
 
-    ``crun delete`` would take longer to remove the same cgroup and crun's folder. It runs only if
-    the cgroup is not known or cannot be removed: then a process may be left in it or below it.
+    ``crun delete`` would take longer to remove the same cgroup and crun's folder. It runs only if a
+    process may be left: the cgroup is not known or cannot be removed, or PID 1, which somebody has
+    moved out of the cgroup, still runs.
     """
     spec = crun.load(service)
     cgroup = crun.cgroup_of(spec) if spec is not None else ""
-    if not cgroup or not cgroups.remove(cgroup):
+    known = crun.read_json(f"{crun.container_dir(service)}/status") or {}
+    runs = crun.state_letter(crun.int_or_none(known.get("pid"))) not in ("Z", "X")
+    if runs or not cgroup or not cgroups.remove(cgroup):
         _delete(service)
         if cgroup:
             _kill_cgroup(service, cgroup)
