@@ -12,7 +12,7 @@ import pytest
 from conftest import Lab, assert_whole
 from samples import LONG
 from services import address, answer, ask, echo, idle, inspect, on, package, ps, refused
-from test_deploy import asked_page, serving, web
+from test_deploy import asked_page, kill_after_swap, serving, web
 
 STATE = "/var/lib/niso"
 
@@ -175,13 +175,7 @@ def test_deploy_that_was_cut_off_after_its_swap_is_complete_after_a_reboot(boots
     lab = boots()
     lab.niso("activate", web(lab, "v1"))
     lab.niso("enable", "web")
-    output = lab.path("/tmp/deploy")
-    with output.open("w") as file:
-        package = web(lab, "v2", deploy={"monitor": "60s"})
-        command = lab.popen("niso", "activate", package, stdout=file.fileno(), stderr=file.fileno())
-    lab.wait_for(lambda: "connections go to version 2" in output.read_text(), 60)
-    command.kill()
-    command.wait(10)
+    kill_after_swap(lab, web(lab, "v2", deploy={"monitor": "60s"}))
     lab = boots(lab)
     lab.niso("restore")
     assert asked_page(lab, "192.0.2.1", 8080, "client") == "v2"
