@@ -478,6 +478,31 @@ def test_late_modules(machine: Machine) -> None:
     assert_traffic(machine)
 
 
+# Kernel modules that niso needs, with a command that fails without the module.
+MISSING = {"br_netfilter": "niso net repair", "sch_tbf": "niso activate /root/limited"}
+
+
+def test_missing_modules(machine: Machine) -> None:
+    """A command that needs a missing kernel module names the module, and changes nothing."""
+    if not machine.sh("ls -d /lib/modules/$(uname -r)", check=False).startswith("/lib"):
+        pytest.skip("this kernel has no modules")
+    text = MANIFEST.format(name="limited", port=80) + '[network.bandwidth]\nout = "1M"\n'
+    machine.sh("mkdir /root/limited")
+    machine.run("sh", "-c", "cat > /root/limited/manifest.toml", text=text)
+    for module, command in MISSING.items():
+        path = machine.sh(f"modinfo -n {module}").strip()
+        machine.sh(
+            f"mv {path} /root/module; depmod -a; modprobe -r {module} || rmmod {module} || true"
+        )
+        said = machine.run("sh", "-c", f"{command}; echo status $?", limit=40, check=False)
+        say(f"without {module}: {command}: {said}")
+        assert "status 1" in said
+        assert re.search(rf"niso: .*\n?.*\b{module}\b", said)
+        machine.sh(f"mv /root/module {path}; depmod -a")
+        machine.run("niso", "net", "repair", limit=30)
+        assert_whole(machine)
+
+
 TIMED = f"""
 mkdir /root/tick /root/well
 cat > /root/tick/manifest.toml <<'END'
