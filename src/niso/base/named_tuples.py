@@ -23,57 +23,15 @@ __all__ = ["TYPE_CHECKING", "Any", "NamedTuple", "named_tuple"]
 
 _getters = [_tuplegetter(place, "") for place in range(16)]
 _new = tuple.__new__
-# Functions that create a tuple, by the number of fields. They are written out, because compiling
-# them took 0.9 ms of each command.
-_templates: list[Any] = [
-    lambda _cls: _new(_cls, ()),
-    lambda _cls, a: _new(_cls, (a,)),
-    lambda _cls, a, b: _new(_cls, (a, b)),
-    lambda _cls, a, b, c: _new(_cls, (a, b, c)),
-    lambda _cls, a, b, c, d: _new(_cls, (a, b, c, d)),
-    lambda _cls, a, b, c, d, e: _new(_cls, (a, b, c, d, e)),
-    lambda _cls, a, b, c, d, e, f: _new(_cls, (a, b, c, d, e, f)),
-    lambda _cls, a, b, c, d, e, f, g: _new(_cls, (a, b, c, d, e, f, g)),
-    lambda _cls, a, b, c, d, e, f, g, h: _new(_cls, (a, b, c, d, e, f, g, h)),
-    lambda _cls, a, b, c, d, e, f, g, h, i: _new(_cls, (a, b, c, d, e, f, g, h, i)),
-    lambda _cls, a, b, c, d, e, f, g, h, i, j: _new(_cls, (a, b, c, d, e, f, g, h, i, j)),
-    lambda _cls, a, b, c, d, e, f, g, h, i, j, k: _new(_cls, (a, b, c, d, e, f, g, h, i, j, k)),
-    lambda _cls, a, b, c, d, e, f, g, h, i, j, k, m: _new(
-        _cls, (a, b, c, d, e, f, g, h, i, j, k, m)
-    ),
-    lambda _cls, a, b, c, d, e, f, g, h, i, j, k, m, n: _new(
-        _cls, (a, b, c, d, e, f, g, h, i, j, k, m, n)
-    ),
-    lambda _cls, a, b, c, d, e, f, g, h, i, j, k, m, n, o: _new(
-        _cls, (a, b, c, d, e, f, g, h, i, j, k, m, n, o)
-    ),
-    lambda _cls, a, b, c, d, e, f, g, h, i, j, k, m, n, o, p: _new(
-        _cls, (a, b, c, d, e, f, g, h, i, j, k, m, n, o, p)
-    ),
-    lambda _cls, a, b, c, d, e, f, g, h, i, j, k, m, n, o, p, q: _new(
-        _cls, (a, b, c, d, e, f, g, h, i, j, k, m, n, o, p, q)
-    ),
-    lambda _cls, a, b, c, d, e, f, g, h, i, j, k, m, n, o, p, q, r: _new(
-        _cls, (a, b, c, d, e, f, g, h, i, j, k, m, n, o, p, q, r)
-    ),
-    lambda _cls, a, b, c, d, e, f, g, h, i, j, k, m, n, o, p, q, r, s: _new(
-        _cls, (a, b, c, d, e, f, g, h, i, j, k, m, n, o, p, q, r, s)
-    ),
-    lambda _cls, a, b, c, d, e, f, g, h, i, j, k, m, n, o, p, q, r, s, t: _new(
-        _cls, (a, b, c, d, e, f, g, h, i, j, k, m, n, o, p, q, r, s, t)
-    ),
-    lambda _cls, a, b, c, d, e, f, g, h, i, j, k, m, n, o, p, q, r, s, t, u: _new(
-        _cls, (a, b, c, d, e, f, g, h, i, j, k, m, n, o, p, q, r, s, t, u)
-    ),
-]
+_templates: dict[int, Any] = {}
 
 
 def _template(count: int) -> Any:
-    if count < len(_templates):
-        return _templates[count]
-    arguments = "".join(f"a{i}, " for i in range(count))
-    text = f"lambda _cls, {arguments}: _new(_cls, ({arguments}))"
-    return eval(text)  # noqa: S307  # it depends on nothing but a number
+    if count not in _templates:
+        arguments = "".join(f"a{i}, " for i in range(count))
+        text = f"lambda _cls, {arguments}: _new(_cls, ({arguments}))"
+        _templates[count] = eval(text)  # noqa: S307  # it depends on nothing but a number
+    return _templates[count]
 
 
 def _maker(name: str, fields: tuple[str, ...], defaults: tuple[object, ...]) -> FunctionType:
