@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import json
 import os
 import shutil
 import sqlite3
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -24,9 +27,10 @@ from niso.change import activate as change_activate
 from niso.change import networks as change_networks
 from niso.change import stacks, targets
 from niso.change.activate import Outcome
+from niso.cli import main
 from niso.cluster import config
 from niso.kernel.kinds.kind import State, kind_of
-from niso.look import check, stack_members
+from niso.look import check, services, session, stack_members
 from niso.manifest import load
 from niso.plan.records import Entry, Policy
 from niso.plan.subnets import NetworkRequest
@@ -138,6 +142,37 @@ class World:
 
     def up(self, path: str, replace: bool = False) -> stacks.Up:
         return stacks.up(self.machine, stack_members.load(path), 5.0, replace=replace)
+
+    def niso(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command of niso on this host, and return its status and outputs, as `Lab.niso` does."""
+        out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+        ours = {
+            "kernel": lambda _: self.kernel,
+            "processes": lambda _: self.processes,
+            "store": lambda _, create=False: self.store,
+            "close": lambda _: None,
+        }
+        with pytest.MonkeyPatch.context() as patch:
+            for name, method in ours.items():
+                patch.setattr(session.Session, name, method)
+            patch.setattr(services, "read", lambda name, **_: self.processes.status(name))
+            for name in ("is_command", "command_line"):
+                patch.setattr(paths, name, getattr(paths, name))
+            patch.setattr(os, "geteuid", lambda: 0)
+            patch.setenv("SUDO_UID", str(os.getuid()))
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                status = main.run([*words])
+        said, errors = (file.buffer.getvalue().decode() for file in (out, err))  # type: ignore[attr-defined]
+        if check and status:
+            pytest.fail(f"{words}: exit status {status}\n{said}{errors}")
+        return subprocess.CompletedProcess(words, status, said, errors)
+
+    def refused(self, *words: str, status: int = 1) -> str:
+        """Return the errors of a command of niso, which must fail with ``status``."""
+        done = self.niso(*words, check=False)
+        assert done.returncode == status, (words, done)
+        assert done.stderr.startswith("niso: ") and "bug in niso" not in done.stderr, done.stderr
+        return done.stderr
 
     def ports(self, service: str) -> list[str]:
         return [port.text for _, port in self.store.ports(service)]

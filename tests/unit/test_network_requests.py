@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from fake_world import World
 from refusals import refuses
@@ -231,3 +233,84 @@ def test_full_network_is_an_error_that_names_the_inactive_services(world: World)
     world.activate(more)
     assert world.store.addresses("more") == [("tiny", "10.50.0.5")]
     world.assert_whole()
+
+
+# --- the commands --------------------------------------------------------------------------------
+
+
+def test_commands_of_networks_print_what_there_is(world: World) -> None:
+    assert world.niso("net", "list", "--json").stdout == "[]\n"
+    assert world.niso("net", "list").stdout == "NAME  SUBNET  SERVICES\n"
+    made = world.niso("net", "create", "backend", "--subnet", "10.99.1.0/24").stdout
+    assert made == "backend: created  10.99.1.0/24  niso-backend\n"
+    again = world.niso("net", "create", "backend").stdout
+    assert again.startswith("backend: already exists, unchanged")
+    for name, network in (
+        ("api", {"network": "backend", "ports": ["8080:8080"]}),
+        ("worker", {"network": "backend"}),
+        ("other", {}),
+    ):
+        world.niso("activate", world.package(name, network=network))
+    world.niso("deactivate", "worker")
+    for name in ("zoo", "niso-a"):
+        world.niso("net", "create", name)
+    lines = [line.split() for line in world.niso("net", "list").stdout.splitlines()]
+    assert lines[:3] == [
+        ["NAME", "SUBNET", "SERVICES"],
+        ["niso-default", "10.99.0.0/24", "1"],
+        ["backend", "10.99.1.0/24", "2"],
+    ]
+    rows = json.loads(world.niso("net", "list", "--json").stdout)
+    assert [row["name"] for row in rows] == ["niso-default", "backend", "niso-a", "zoo"]
+    assert rows[1] == {
+        "name": "backend",
+        "subnet": "10.99.1.0/24",
+        "services": 2,
+        "elsewhere": 0,
+        "vni": None,
+    }
+    assert world.niso("net", "inspect", "backend").stdout == (
+        "Name: backend\nSubnet: 10.99.1.0/24\nBridge: niso-backend\nServices:\n"
+        "  api     10.99.1.2  ports: 8080→8080\n"
+        "  worker  10.99.1.3  ports: none (inactive)\n"
+    )
+    found = json.loads(world.niso("net", "inspect", "backend", "--json").stdout)
+    assert found["services"][0]["ports"] == [
+        {"host_ip": "0.0.0.0", "host_port": 8080, "container_port": 8080, "proto": "tcp"}
+    ]
+    for words in (("inspect", "nothing"), ("remove", "nothing")):
+        assert "no network 'nothing'" in world.refused("net", *words)
+    for name in ("default", "Backend", "1st", "a_b", "x" * 64, "-a", "a/b", ""):
+        assert "NAME" in world.refused("net", "create", "--", name, status=2)
+
+
+def test_network_that_a_known_service_is_on_is_not_removed(world: World) -> None:
+    world.niso("net", "create", "free")
+    world.niso("net", "create", "kept")
+    world.niso("activate", world.package("api", network={"networks": ["kept", "made"]}))
+    world.niso("deactivate", "api")
+    before = world.picture()
+    for name in ("kept", "made"):
+        assert f"{name!r} is used by api" in world.refused("net", "remove", "free", name)
+    assert world.picture() == before
+    world.niso("remove", "api")
+    assert world.store.network_names() == ["free", "kept"]
+    world.niso("net", "remove", "free", "kept")
+    assert not world.kernel.bridges and world.store.network_names() == []
+
+
+def test_dry_run_prints_the_steps_that_then_run(world: World) -> None:
+    world.make("backend")
+    for words in (("create", "new", "--ipv6", "--internal"), ("remove", "new")):
+        before = world.picture()
+        planned = world.niso("net", *words, "--dry-run").stdout
+        assert world.picture() == before
+        assert "ip link " in planned and " niso-new" in planned
+        assert world.niso("net", *words, "-v").stderr == planned
+
+
+def test_foreign_link_of_the_name_of_a_bridge_is_an_error(world: World) -> None:
+    world.kernel.foreign_links["niso-backend"] = ""
+    before = world.picture()
+    assert "'niso-backend' exists" in world.refused("net", "create", "backend")
+    assert world.picture() == before
