@@ -70,8 +70,8 @@ class Thousand(NisoWhole):
             for number in range(leases):
                 name = f"idle{number:05}"
                 spec = known.require_service()
-                network = spec.network._replace(hostname=name, ports=())
-                spec = spec._replace(name=name, network=network)
+                entry = spec.network._replace(hostname=name, ports=())
+                spec = spec._replace(name=name, network=entry)
                 manifest, uid = service_rows.encode_service(spec), known.uid + 1_000 + number
                 idle = known._replace(name=name, manifest=manifest, active=False, uid=uid)
                 store.put_service(idle)

@@ -67,10 +67,10 @@ def test_store_of_another_version_is_refused_and_left_as_it_is() -> None:
     assert list(sqlite3.connect(paths.database()).iterdump()) == before
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
 def test_older_stores_are_upgraded(version: int) -> None:
     """Version 1 had no instances, version 2 no time of their state, version 3 no callers,
-    version 4 no multicast.
+    version 4 no multicast, version 5 no indexes of health checks and schedules.
     """
     store = Store.open()
     state_id = store.state_id()
@@ -82,7 +82,10 @@ def test_older_stores_are_upgraded(version: int) -> None:
             store._db.execute(f"ALTER TABLE deploy DROP COLUMN {column}")
     if version == 2:
         store._db.execute("ALTER TABLE instance DROP COLUMN since")
-    store._db.execute("ALTER TABLE network DROP COLUMN multicast")
+    if version < 5:
+        store._db.execute("ALTER TABLE network DROP COLUMN multicast")
+    for index in ("acted_on", "checked", "scheduled"):
+        store._db.execute(f"DROP INDEX service_{index}")
     store._db.execute(f"PRAGMA user_version={version}")
     store.close()
     store = Store.open()

@@ -50,8 +50,8 @@ def deactivate(
     with locked(store, services):
         for name in () if keep_forwards else services:
             store.require_known(name)
-        running = {*store.active_services()}
-        active = [name for name in services if name in running]
+        rows = [store.service(name) for name in services]
+        active = [row.name for row in rows if row is not None and row.active]
         began = time.time()
         begin(store, active, "stop" if keep_forwards else "deactivate")
         _leave_others(machine, active, report)

@@ -802,7 +802,7 @@ class Instances(Rows):
     def active(self, *states: str) -> list[Instance]:
         """Return the instances of all services that are active and in one of these states."""
         rows = self._db.execute(
-            "SELECT i.* FROM instance i JOIN service s ON s.name=i.service AND s.active=1"
+            "SELECT i.* FROM instance i CROSS JOIN service s ON s.name=i.service AND s.active=1"
             f" WHERE i.state IN ({', '.join('?' for _ in states)}) ORDER BY i.front, i.number",
             states,
         )
@@ -835,7 +835,7 @@ class Instances(Rows):
     def of_two_versions(self) -> list[str]:
         """Return services with instances of two versions, without a record of the newer deploy."""
         rows = self._db.execute(
-            "SELECT i.front FROM instance i JOIN service s ON s.name=i.service AND s.active=1"
+            "SELECT i.front FROM instance i CROSS JOIN service s ON s.name=i.service AND s.active=1"
             " WHERE i.state IN (?, ?) GROUP BY i.front HAVING COUNT(DISTINCT i.version) > 1"
             " AND MAX(i.version) >"
             " COALESCE((SELECT MAX(version) FROM deploy d WHERE d.front=i.front), 0)",

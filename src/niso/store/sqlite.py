@@ -25,7 +25,7 @@ else:
 sqlite3 = _sqlite3
 
 
-VERSION = 5
+VERSION = 6
 """Version of the tables in `niso.store.tables`."""
 COLUMNS = 136
 """The number of columns of all tables together. A database with another number is not a store."""

@@ -108,7 +108,10 @@ class Store(SnapshotRows):
         from niso.store import tables
 
         with self.transaction():
-            for statement in f"{tables.TABLES}{tables.INSTANCES}".split(";"):
+            for statement in (
+                *f"{tables.TABLES}{tables.INSTANCES}".split(";"),
+                *tables.SERVICE_INDEXES,
+            ):
                 self._run(statement)
             self._set_meta("state_id", os.urandom(4).hex())
             self._run(f"PRAGMA user_version={sqlite.VERSION}")
@@ -216,22 +219,25 @@ class Store(SnapshotRows):
     def acted_on_services(self) -> list[str]:
         """Return the active services that niso restarts or stops when they are unhealthy."""
         return self._column(
-            "SELECT name FROM service WHERE active=1 AND CASE WHEN json_valid(manifest)"
-            " THEN json_extract(manifest, '$.process.healthcheck.on_unhealthy') END"
-            " IN ('restart', 'stop') ORDER BY name"
+            "SELECT name FROM service INDEXED BY service_acted_on WHERE active=1"
+            " AND CASE WHEN json_valid(manifest) THEN json_extract"
+            "(manifest, '$.process.healthcheck.on_unhealthy') END IN ('restart', 'stop')"
+            " ORDER BY name"
         )
 
     def checked_services(self) -> list[str]:
         """Return the active services that have a health check, sorted, with a single query."""
         return self._column(
-            "SELECT name FROM service WHERE active=1 AND CASE WHEN json_valid(manifest)"
+            "SELECT name FROM service INDEXED BY service_checked WHERE active=1"
+            " AND CASE WHEN json_valid(manifest)"
             " THEN json_type(manifest, '$.process.healthcheck') END='object' ORDER BY name"
         )
 
     def scheduled(self) -> dict[str, bool]:
         """Return {job: whether it is activated at boot} for each job with a schedule."""
         rows = self._run(
-            "SELECT name, enabled FROM service WHERE CASE WHEN json_valid(manifest)"
+            "SELECT name, enabled FROM service INDEXED BY service_scheduled"
+            " WHERE CASE WHEN json_valid(manifest)"
             " THEN json_type(manifest, '$.process.schedule') END='text' ORDER BY name"
         )
         return {row[0]: bool(row[1]) for row in rows}

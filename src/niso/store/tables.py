@@ -130,6 +130,18 @@ CREATE TABLE outside_name (name TEXT PRIMARY KEY, answer TEXT NOT NULL) STRICT;
 CREATE INDEX service_inactive ON service (active, name, mode) WHERE active=0;
 """
 
+SERVICE_INDEXES = (
+    "CREATE INDEX service_acted_on ON service (name) WHERE active=1 AND CASE WHEN"
+    " json_valid(manifest) THEN json_extract(manifest, '$.process.healthcheck.on_unhealthy') END"
+    " IN ('restart', 'stop')",
+    "CREATE INDEX service_checked ON service (name) WHERE active=1 AND CASE WHEN"
+    " json_valid(manifest) THEN json_type(manifest, '$.process.healthcheck') END='object'",
+    "CREATE INDEX service_scheduled ON service (name) WHERE CASE WHEN json_valid(manifest)"
+    " THEN json_type(manifest, '$.process.schedule') END='text'",
+)
+"""Indexes of services by keys of their manifests. SQLite uses an index only if the condition of a
+query has the same text."""
+
 INSTANCES = """
 CREATE TABLE instance (
     service TEXT PRIMARY KEY REFERENCES service ON DELETE CASCADE,
@@ -169,5 +181,6 @@ ADDED = {
         "ALTER TABLE deploy ADD COLUMN command TEXT NOT NULL DEFAULT ''",
     ),
     5: ("ALTER TABLE network ADD COLUMN multicast INTEGER NOT NULL DEFAULT 0",),
+    6: SERVICE_INDEXES,
 }
 """Maps each later version of the store to the statements that change the tables of version 2."""
