@@ -188,7 +188,7 @@ class Host(ApiPart):
         return metrics.metrics(self.session, flows)
 
     def top(self, service: str | None = None) -> niso.Top:
-        """Start measuring traffic and new flows, of one service or of all services.
+        """Start measuring traffic and new flows of one service, or of all services if it is None.
 
         Each ``read()`` of the result returns a `niso.Load` with the rates since the last call. Use
         the result in a ``with`` block. Raises NotFound, KernelError.
@@ -198,7 +198,7 @@ class Host(ApiPart):
         return top.Top(self.session, _name(service))
 
     def events(self, service: str | None = None, *, since: str | None = None) -> niso.Events:
-        """Stream events of services and networks, or only the events of one service.
+        """Stream the events of all services and networks, or only those of one service.
 
         The result is an endless iterator of `niso.Happened`, to be used in a ``with`` block. If
         ``since`` is given, the result's method ``past()`` returns the recorded events since this
@@ -308,12 +308,13 @@ class Host(ApiPart):
 
         ``peer`` is another service or an address, optionally with a port (``db:5432``). ``filter``
         is an expression of pcap-filter(7). The capture ends after ``count`` packets. With
-        ``drops``, the capture has the headers of packets that nftables drops, each with the reason.
+        ``drops``, the capture also contains the headers of packets that nftables drops, each with
+        the reason.
 
         Use the result in a ``with`` block. Its method ``read()`` returns the next bytes of a pcapng
-        file that also has the services' names, and b"" at the end. With ``lines``, ``read()``
-        returns lines of text as bytes. The method ``stop()`` ends the capture. Raises UsageError,
-        NotFound, Conflict, and Error if tcpdump is not installed.
+        file, which also contains the services' names, and b"" at the end. With ``lines``,
+        ``read()`` returns lines of text as bytes. The method ``stop()`` ends the capture. Raises
+        UsageError, NotFound, Conflict, and Error if tcpdump is not installed.
         """
         from niso.look import capture
 
@@ -372,7 +373,7 @@ class Host(ApiPart):
         learn.write(changes)
 
     def policy(self, service: str, *, unused: str | None = None) -> tuple[niso.PolicyEntry, ...]:
-        """Return the entries of a service's policy, each with the number of flows that matched it.
+        """Return a service's policy entries, each with the number of flows that matched it.
 
         ``unused``, a period such as ``7d``, selects entries that matched no flow in that time.
         Raises NotFound, UsageError, KernelError.
@@ -387,7 +388,7 @@ class Host(ApiPart):
     ) -> tuple[niso.PolicyEffect, ...]:
         """Return the recorded flows that an activation would cut or newly allow.
 
-        ``what`` are the manifests or the stack to activate. ``since`` selects flows as in `flows`.
+        ``what`` is a stack, or the manifests to activate. ``since`` selects flows as in `flows`.
         Raises the errors of `Services.activate`.
         """
         from niso.change import warnings
@@ -416,7 +417,7 @@ class Host(ApiPart):
     # --- check and repair ------------------------------------------------------------------------
 
     def check(self, name: str | None = None) -> tuple[Finding, ...]:
-        """Return the differences between the actual and the configured state of this host.
+        """Return the differences between this host's actual state and its configuration.
 
         ``name`` limits the check to one service or network. Raises NotFound, KernelError, Conflict.
         """
@@ -472,9 +473,9 @@ class Host(ApiPart):
     def guard_firewalls(self, on: bool = True) -> tuple[niso.Marked, ...]:
         """Make systemd repair niso's rules after each start or reload of another firewall.
 
-        niso writes a drop-in for the systemd unit of each firewall that niso knows. ``on=False``
-        removes these drop-ins. Raises Error without systemd, and Conflict if another program has
-        written one of the drop-ins.
+        niso writes a drop-in for the systemd unit of each supported firewall. ``on=False`` removes
+        these drop-ins. Raises Error without systemd, and Conflict if another program has written
+        one of the drop-ins.
         """
         from niso.change import boot
 

@@ -95,9 +95,9 @@ class Attachments(ApiPart):
         )
 
     def apply_policies(self) -> tuple[Changed, ...]:
-        """Apply the files in /etc/niso/policies to all attachments. Raises Error or ErrorGroup. If
-        an attachment's new policy cannot be applied, its previous policy still applies. Attachments
-        whose policy does not change are left out of the result.
+        """Apply the files in /etc/niso/policies to all attachments. If an attachment's new policy
+        cannot be applied, its previous policy still applies, and Error or ErrorGroup is raised.
+        Attachments whose policy does not change are left out of the result.
         """
         machine = self.session.machine_for_change()
         done = attach.apply_policies(machine, self.session.report)
@@ -110,8 +110,8 @@ class Attachments(ApiPart):
         """Detach all attachments whose namespace no longer exists.
 
         Also remove networks that Podman has removed, if no service is on them. ``owner`` limits the
-        call to the attachments and networks of one program. ``valid`` are the ids that this program
-        still uses. Its attachments with other ids are detached too. Raises KernelError, and
+        call to the attachments and networks of one program. ``valid`` lists the ids that this
+        program still uses: its attachments with other ids are detached too. Raises KernelError, and
         UsageError for ``valid`` without ``owner``.
         """
         from niso.engines import netavark

@@ -105,7 +105,7 @@ class Clusters(ApiPart):
         return cluster_join.leave(machine, force, self.session.report).host
 
     def forget(self, host: str) -> niso.Forgotten:
-        """Remove a lost host from the cluster. Raises NotFound, or Conflict for a live host."""
+        """Remove a dead host from the cluster. Raises NotFound, or Conflict if it is alive."""
         return cluster_hosts.forget(self.session.machine(), text(host, "HOST"))
 
     def add_member(self, host: str = "") -> int:
@@ -117,7 +117,7 @@ class Clusters(ApiPart):
         return cluster_hosts.add_member(machine, text(host, "HOST"), self.session.report)
 
     def remove_member(self, host: str = "") -> int:
-        """Remove the etcd member of a lost host, or of this host if ``host`` is empty.
+        """Remove the etcd member of a dead host, or of this host if ``host`` is empty.
 
         Returns the number of remaining members. Raises Conflict, NotFound, Error.
         """
@@ -125,7 +125,7 @@ class Clusters(ApiPart):
         return cluster_hosts.remove_member(machine, text(host, "HOST"), self.session.report)
 
     def be_only_member(self) -> niso.Membership:
-        """Make this host's etcd member the only one, after most members were lost for good.
+        """Make this host's etcd member the only one, after most members have failed for good.
 
         Raises Error, and Conflict if most members still answer.
         """

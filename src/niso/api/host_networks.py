@@ -312,9 +312,8 @@ def _described(store: Store, network: records.NetworkRecord) -> Network:
 
 
 def _elsewhere(store: Store, network: str) -> Iterator[NetworkMember]:
-    """Yield the services of other hosts that are on a network which spans hosts.
-
-    ``active`` is true if this host can resolve the service's names.
+    """Yield the services that other hosts have on a network that spans hosts. ``active`` is true if
+    this host can resolve the service's names.
     """
     hosts = {address: host for host, (_, address, _) in store.across.peers().items()}
     for service in store.across.remotes((network,), "network"):

@@ -65,7 +65,7 @@ class Services(ApiPart):
         values. If a service is already active, only the changes of its manifest are applied.
         ``timeout`` is the number of seconds for each service to start or become healthy. With
         ``replace``, a service may replace a service of the same name from another folder. With
-        ``take``, a service is taken over from a host of the cluster that no longer answers. With
+        ``take``, a service may move here from a host of the cluster that no longer answers. With
         ``dry_run``, nothing is changed. Without ``trust_owner``, a manifest that users other than
         root and the caller can change is refused.
 
@@ -172,9 +172,9 @@ class Services(ApiPart):
     ) -> tuple[niso.Outcome, ...]:
         """Activate a former generation of a service.
 
-        ``version`` is the number of a generation of `history`. The default is the last generation
-        that differs from the present one. ``timeout`` is as for `scale`. Raises UsageError,
-        NotFound, Conflict, ProcessError. In these cases nothing has changed.
+        ``version`` is the number of a deploy in the result of `history`. The default is the last
+        deploy whose version differs from the present one. ``timeout`` is as for `scale`. Raises
+        UsageError, NotFound, Conflict, ProcessError. In these cases nothing has changed.
         """
         from niso.change import deploy
 
@@ -441,8 +441,8 @@ class Services(ApiPart):
     def port_forward(self, name: str, port: str, *, replace: bool = False) -> Forwarded:
         """Publish one more port of an active service: ``8080:80`` or ``127.0.0.1:53:53/udp``.
 
-        ``replace`` takes the host port from the service that publishes it now. Raises Conflict,
-        KernelError.
+        With ``replace``, the host port is taken from the service that publishes it now. Otherwise
+        this service's use of the port raises Conflict. Raises KernelError.
         """
         from niso.change import port_forward
 
@@ -456,10 +456,10 @@ class Services(ApiPart):
         return Forwarded(service, changed, ports, _taken(machine.store, taken), ())
 
     def port_unforward(self, name: str, port: str) -> Forwarded:
-        """Remove a port that `port_forward` published. Raises NotFound, Conflict.
+        """Stop publishing a port that `port_forward` published.
 
-        If the forward took the host port from another service whose manifest publishes the port,
-        this service gets the port back.
+        If `port_forward` took the host port from another service, the other service publishes it
+        again. Raises NotFound, and Conflict if the manifest publishes the port.
         """
         from niso.change import port_forward
 
@@ -490,7 +490,7 @@ def _with_healthcheck(store: Store, names: Iterable[str]) -> list[str]:
 def _resolved(store: Store, names: Iterable[str], instances: bool = False) -> list[str]:
     """Return the names of the services that have these names, hostnames or aliases.
 
-    Raises Conflict if one of them is an instance of a service, unless ``instances`` is true.
+    Raises Conflict for the name of an instance, unless ``instances`` is true.
     """
     services = [*dict.fromkeys(_own(store, name) for name in names)]
     if not instances:
@@ -536,7 +536,7 @@ def _own_name(store: Store, name: str, with_volumes: bool) -> str:
 
 
 class Taken(NamedTuple):
-    """The ports that a service lost to a port forward, or got back when the forward was removed."""
+    """Ports that `port_forward` took from a service, or that `port_unforward` returned to it."""
 
     service: str  # the service's name
     ports: tuple[Port, ...]  # published ports, one for each IP version

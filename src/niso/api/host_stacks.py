@@ -41,10 +41,11 @@ class Stacks(ApiPart):
     ) -> niso.StackUp:
         """Apply a stack.toml: activate its services. If one service fails, roll back everything.
 
-        ``replace`` allows the stack and its services to replace those of the same names from other
-        folders. ``timeout`` is the number of seconds for each service to start or become healthy.
-        Without ``trust_owner``, files that users other than root and the caller can change are
-        refused. Raises InvalidInput, Conflict, NotFound, KernelError, ProcessError, ErrorGroup.
+        With ``replace``, the stack and its services may replace a stack and services of the same
+        names from other folders. ``timeout`` is the number of seconds for each service to start or
+        become healthy. Without ``trust_owner``, files that users other than root and the caller can
+        change are refused. Raises InvalidInput, Conflict, NotFound, KernelError, ProcessError,
+        ErrorGroup.
         """
         self.session.require()
         timeout_s = seconds(timeout, "timeout", LEAST_TIMEOUT_S)

@@ -81,7 +81,7 @@ class Volumes(ApiPart):
     ) -> niso.Saved:
         """Save services to an archive: packages, active manifests, volumes, addresses, networks.
 
-        ``stack`` is the name of a stack, all of whose services are saved. ``all`` saves all
+        ``stack`` is the name of a stack to save with all of its services. ``all`` saves all
         services except attachments. ``output`` is the archive's path, ``-`` for standard output, or
         None for a file in the working directory. ``secrets`` includes the content of secrets. With
         ``stop``, active services are stopped during the save. Raises Conflict, NotFound, Error.

@@ -7,8 +7,9 @@ A table is a `niso.base.named_tuples.NamedTuple`. The type of a table's key may 
 for which TOML has no value, and at most one array, one table and one string type. A key without a
 default is required.
 
-No validation library is used, because it would take 6 of the 61 ms of an `activate` that changes
-nothing. This module needs 0.1 ms for the first small manifest, and 7 µs for each further one.
+No validation library is used, because it would take 6 of the 61 ms that `activate` takes when
+nothing changes. This module needs 0.1 ms for the first small manifest, and 7 µs for each further
+one.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _read: dict[Any, dict[str, Kind]] = {}
 
 
 def choice(*texts: str) -> Any:
-    """Return an annotation for these strings, like ``typing.Literal``, which takes 6 ms to load."""
+    """Return a type annotation for these strings, as Literal. `typing` would take 6 ms to load."""
     return GenericAlias(list, texts)
 
 

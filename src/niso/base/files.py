@@ -29,7 +29,7 @@ _BLOCK = 65536
 
 
 def is_elsewhere(before: str, now: str) -> bool:
-    """Return whether ``now`` is a copy of the file ``before``, which still exists elsewhere."""
+    """Return whether the path ``before`` still exists, and is not the same file as ``now``."""
     return os.path.exists(before) and os.path.realpath(before) != os.path.realpath(now)
 
 
@@ -329,7 +329,8 @@ _PROTECTED = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL
 
 
 def remove_tree(path: str) -> None:
-    """Remove a folder and its content. Links are not followed. A missing folder is not an error.
+    """Remove a folder and its content. Symbolic links are not followed. A missing folder is not an
+    error.
 
     Immutable and append-only files are removed too (ioctl_iflags(2)). No other process may modify
     the folder at the same time. After a failure, another call removes the rest. Raises OSError.

@@ -92,7 +92,7 @@ class service_lock:
 
 
 def is_held(service: str) -> bool:
-    """Return whether any process has the lock of a service, by /proc/locks (proc_locks(5))."""
+    """Return whether a process has locked a service, according to /proc/locks (proc_locks(5))."""
     try:
         info = os.stat(_path(service))
     except FileNotFoundError:
@@ -109,7 +109,7 @@ def is_held(service: str) -> bool:
 
 
 def locked_services() -> set[str]:
-    """Return services and instances that have a lock file, even if the store lacks them."""
+    """Return the services and instances with a lock file, including those that the store lacks."""
     try:
         names = os.listdir(paths.lock_dir())
     except FileNotFoundError:
@@ -163,10 +163,9 @@ class Lock:
     after ``at_most_s`` seconds, the block runs without the lock. With ``required``, Busy is raised
     instead.
 
-    Raises RuntimeError if this thread already has the lock, because it would wait for itself. There
-    is one exception: if an interrupt (KeyboardInterrupt) prevented the release of the lock, the
-    next block of this thread releases the lock and takes it again. The code that undoes the change
-    needs this.
+    Raises RuntimeError if this thread already has the lock, because it would wait for itself. The
+    exception: if an interrupt (KeyboardInterrupt) prevented the release of the lock, the next block
+    of this thread releases the lock and takes it again. The code that undoes the change needs this.
     """
 
     _last: dict[int, ref[Lock]] = {}  # noqa: RUF012

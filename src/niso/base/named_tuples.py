@@ -1,8 +1,8 @@
 """Provide the parts of `typing` that niso needs at run time, and named tuples that load quickly.
 
 `activate` loads 77 classes of named tuples. For each class, ``typing.NamedTuple`` compiles two
-strings of source code and every annotation, which takes 0.14 ms. No short command needs the module
-typing for anything else. Importing typing and making these classes took 15 of the 113 ms of
+strings of source code and every annotation, which takes 0.14 ms. Short commands need the module
+typing for nothing else. Importing typing and making these classes took 15 of the 113 ms of
 `activate`, and 6 of the 29 ms of `net list`.
 """
 

@@ -1,4 +1,4 @@
-"""Derive the names and MACs of bridges, interfaces and namespaces, and calculate with addresses.
+"""Derive the names and MACs of bridges, interfaces and namespaces. Parse and format addresses.
 
 All names and MACs are deterministic. An interface name has at most 15 characters (IFNAMSIZ - 1,
 linux/if.h).

@@ -2,9 +2,9 @@
 
 Most of a short command's time is its start. `signal` and `socket` define their constants as enums,
 `json` compiles regular expressions, and `hashlib` loads OpenSSL: 40 of the 205 million instructions
-of a CNI ADD (docs/design/performance.md). The C modules that they wrap are enough for niso. These
-have the same functions, classes and exceptions, but their constants are plain integers, and a
-socket is no context manager (use ``contextlib.closing``). If a Python lacks one of the C modules,
+of a CNI ADD (docs/design/performance.md). niso needs only the C modules that they wrap. The C
+modules have the same functions, classes and exceptions, but their constants are plain integers, and
+a socket is no context manager (use ``contextlib.closing``). If a Python lacks one of the C modules,
 the public module is used.
 """
 

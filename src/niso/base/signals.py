@@ -8,11 +8,11 @@ stay blocked in the child, which exits when its work is done or its parent close
 
 Failpoints: ``NISO_FAILPOINT=N[:ACTION]`` makes step N of a command die or fail (as gofail does). A
 step is a change of anything outside this process. Just before each step, the code calls `hit`.
-ACTION is ``kill`` (the default), the name of an errno, or a name in `LATER`. With a name in
-`LATER`, step N succeeds and a later operation fails. ``NISO_FAILPOINT=0`` makes no step fail. With
-``NISO_FAILPOINT_LOG=FILE``, each step that is reached is appended to FILE. Each operation that an
-ACTION in `LATER` could make fail is appended as ``- ACTION``. Failpoints work only in a disposable
-host created by ``niso lab``.
+ACTION is ``kill`` (the default), the name of an errno, or a key of `LATER`. With a key of `LATER`,
+step N succeeds and a later operation fails. ``NISO_FAILPOINT=0`` makes no step fail. With
+``NISO_FAILPOINT_LOG=FILE``, each step that is reached is appended to FILE. Each operation that a
+key of `LATER` can make fail is appended as ``- KEY``. Failpoints work only in a disposable host
+created by ``niso lab``.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def broken(what: str) -> bool:
     """Return whether a test wants the operation ``what`` to fail now. ``what`` is a key of `LATER`,
     such as "crun".
 
-    The lost netlink answer (`OVERRUN`) fails only once, the other operations each time.
+    Only the first netlink answer is lost (`OVERRUN`); the other operations fail each time.
     """
     global _broken
     if _spec is None or _spec[0] < 0:

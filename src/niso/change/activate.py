@@ -131,8 +131,8 @@ def _planned(
 ) -> list[Outcome]:
     """Report the steps of `activate` without carrying them out, and return the planned outcomes.
 
-    ``observe`` is called twice in a transaction that is then cancelled: first with the present rows
-    in the store, then with the rows that the activation would write.
+    ``observe`` is called twice in a transaction that is then cancelled: while the store has its
+    present rows, and again when it has the rows that the activation would write.
     """
     store = machine.store
     targets = scope.with_followers(store, targets, stack.leaving)
@@ -151,11 +151,12 @@ def _planned(
 def _locked(
     store: Store, wanted: list[Target], stack: StackMembership
 ) -> tuple[ExitStack, list[Target]]:
-    """Lock the services of an activation. Return the locks, and the targets to activate.
+    """Lock the services of an activation. Return (locks, targets to activate).
 
     The targets include active services that must restart because they share a namespace. These
     services, and those that were removed from the stack's file, are locked too. Raises NotFound if
-    a service was removed, and Conflict if more services keep appearing.
+    another command has removed a service, and Conflict if other commands repeatedly add services to
+    restart.
     """
     names = {*stack.leaving, *(target.name for target in wanted)}
     for _ in range(_TRIES):
@@ -254,7 +255,7 @@ class _Activation:
         )
 
     def stop_leaving(self) -> None:
-        """Stop services removed from the stack's file, if the new rows have no conflict."""
+        """Stop services that the stack's file no longer has, unless the change has conflicts."""
         self._find_leaving()
         if self._leaving:
             # detect conflicts before anything is stopped
@@ -330,7 +331,7 @@ class _Activation:
             package.drop_manifest(copy)
 
     def complete(self) -> None:
-        """Watch new instances, then stop the replaced ones. Start `niso health` if needed."""
+        """Monitor new instances, then stop the replaced ones. Start `niso health` if needed."""
         if self._leaving:
             stop.stop_timers(self._machine, [row.name for row in self._leaving])
         if self._dropped:
@@ -342,7 +343,7 @@ class _Activation:
         deploy.complete(self._machine, self._rollouts, self._began, self._report)
 
     def outcomes(self, changes: list[Change], changed: set[str]) -> list[Outcome]:
-        """Return one outcome per service. A service counts as changed if an instance changed."""
+        """Return one outcome per service. A changed instance counts as a change of its service."""
         changed = {name.partition(".")[0] for name in changed}
         return [
             _outcome(self._store, done, done.name in changed)
@@ -456,7 +457,7 @@ class _Activation:
         return record_all(self._machine, targets, self._copies, self._leaving, self._stack)
 
     def _swap(self) -> list[Change]:
-        """Record services with instances. Return the changes. New instances get new connections."""
+        """Direct new connections of services with replicas to new instances. Return changes."""
         if not self._rollouts:
             return []
 

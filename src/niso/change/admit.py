@@ -37,7 +37,7 @@ _ALIASES, _IP = "chosen_aliases", "chosen_ip"
 
 
 def _ensure(machine: Machine, network: NetworkRequest | str, holds: str | None = None) -> None:
-    """Record a network that is deleted with its last service (see `networks.ensure_implicit`)."""
+    """Record an implicit network, as `networks.ensure_implicit` does."""
     from niso.change import networks  # most services are on networks that exist
 
     networks.ensure_implicit(machine, network, holds)
@@ -84,8 +84,8 @@ def record_all(
 ) -> list[Change]:
     """Write the desired rows of all services of a command, and of the command's stack.
 
-    ``copies`` maps services to the paths of their package copies. ``leaving`` are the rows of
-    services to be stopped. The errors of all services are collected and raised together.
+    ``copies`` maps services to the paths of their copied packages. ``leaving`` are the rows of
+    services to be stopped. Errors are raised after all services have been checked.
     """
     store = machine.store
     if stack.stack:
@@ -137,10 +137,11 @@ def record(
 ) -> Change:
     """Write the desired rows of one service to the store. Call `release` first.
 
-    ``copy`` is the path of the service's package copy. ``together`` are all services of the
-    command, ``beside`` only those that it activates. ``links`` is the result of `generations`.
-    ``named`` are all host ports in the manifests of the command. Raises Conflict or InvalidInput,
-    with the manifest and its key, or an ErrorGroup. After an error the caller must roll back.
+    ``copy`` is the path of the copy of the service's package. ``together`` are all services of the
+    command, and ``beside`` are the services among them to activate. ``links`` is the result of
+    `generations`. ``named`` are all host ports in the command's manifests. Raises Conflict or
+    InvalidInput, with the manifest and its key, or an ErrorGroup. After an error the caller must
+    roll back.
     """
     errors: list[Error] = []
     try:
@@ -319,8 +320,8 @@ def _held_names(
     together: frozenset[str],
     beside: frozenset[str],
 ) -> dict[str, Conflict]:
-    """Return {name: error} for each requested name that another service has on a common network.
-    The names of services that share the namespace of this service are checked too.
+    """Return {name: error} for each requested name that another service on a common network owns.
+    The names of this service's sharers are checked too.
     """
     networks = spec.network.networks if provider is None else store.networks_of(provider)
     sharers = store.held_sharers(spec.name, together)
@@ -356,8 +357,8 @@ def _name_key(spec: ServiceSpec, name: str) -> str:
 def _check_peers(store: Store, spec: ServiceSpec, together: frozenset[str]) -> None:
     """Raise Conflict if a name in a policy is ambiguous or refers to a service of mode host.
 
-    Checks the names in this service's policy, and this service's names in policies of others. A
-    policy cannot match a service of mode host, whose packets have the host's own addresses.
+    Checks the names in this service's policy, and this service's names in other policies. A policy
+    cannot match a service of mode host, whose packets have the host's own addresses.
     """
     for entry in spec.network.policy.entries():
         if entry.peer.kind == "service":

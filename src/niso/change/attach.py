@@ -254,8 +254,8 @@ def current(store: Store, name: str) -> Request | None:
 def apply_policies(machine: Machine, report: Report = silent) -> list[Attachment]:
     """Apply the administrator's present policies to all attachments whose namespaces exist.
 
-    Returns one result per updated attachment. Attachments that already have the right policy are
-    left out. An attachment whose update fails keeps its previous policy. All attachments are tried
+    Returns one result per updated attachment. Attachments whose policy does not change are left
+    out. An attachment whose update fails keeps its previous policy. All attachments are tried
     before an error, or an ErrorGroup, is raised.
     """
     store = machine.store
@@ -325,8 +325,9 @@ def collect(
     """Detach attachments that are no longer in use, and return their names.
 
     These are inactive attachments, attachments whose namespace no longer exists, and Docker
-    containers without a process. With ``valid``, attachments with other ids are detached too. With
-    ``owner``, only this owner's attachments are examined.
+    containers without a process. ``owner`` limits the call to the attachments of one program.
+    ``valid`` lists the ids that this program still uses: attachments with other ids are detached
+    too.
     """
     from niso.look import check
 
@@ -417,7 +418,6 @@ def _links(
     store: Store, request: Request, foreign: ForeignNetns | None, before: AttachedRow | None
 ) -> list[AttachedLink]:
     """Return the interface of an attachment on each requested network, in the order of the request.
-
     Networks that are already attached keep their interface names. The default route uses the first
     network that is not internal, or the first network if all are internal. niso sets no default
     route if another program has set one. Raises InvalidInput or Conflict.

@@ -147,8 +147,8 @@ def _refuse_foreign(units: Units, store: Store, service: str) -> None:
 
 
 def _refuse_alone(store: Store, row: ServiceRow, together: Iterable[str]) -> None:
-    """Raise Conflict if a service shares the namespace of a service that is not enabled. Services
-    that the same command enables (``together``) count as enabled.
+    """Raise Conflict if a service's provider is neither enabled nor in ``together``, the services
+    that the same command enables.
     """
     provider = row.provider and store.service(row.provider)
     if provider and not provider.enabled and provider.name not in together:
@@ -225,10 +225,11 @@ def enable(
 ) -> list[Marked]:
     """Enable services, so that they start at boot. Let systemd supervise the active ones.
 
-    ``firewall`` matters for the first enabled services: if true, systemd repairs niso's rules after
-    other firewalls (`enable_firewall`); if false, niso warns without such a repair; if None,
-    neither. Raises Conflict if a service shares the namespace of a service that is not enabled, or
-    if another program has a unit of this name. Raises Error if systemd fails.
+    ``firewall`` matters only if no service was enabled before. If true, systemd repairs niso's
+    rules after each start of another firewall (`enable_firewall`). If false, niso warns if this
+    repair is not set up. If None, niso does neither. Raises Conflict if a service shares the
+    namespace of a service that is not enabled, or if another program has a unit of this name.
+    Raises Error if systemd fails.
     """
     store, units = machine.store, machine.processes.units
     rows = [store.require_known(name) for name in names]
@@ -448,7 +449,8 @@ _FIREWALL_MARK = (
 
 
 def _text(state_id: str) -> str:
-    """Return the text of the drop-in that repairs niso's rules after a start of a firewall's unit.
+    """Return the text of the drop-in that repairs niso's rules after each start of a firewall's
+    unit.
 
     The prefix ``+`` runs the repair outside the unit's file system sandbox, where niso can create
     names of network namespaces (systemd.service(5)). With ``-``, a failed repair does not fail the
@@ -469,7 +471,7 @@ GUARD = "niso firewall enable"
 
 
 def is_guarded(machine: Machine) -> bool:
-    """Return whether systemd repairs niso's rules after a start of nftables.service."""
+    """Return whether systemd repairs niso's rules after each start of nftables.service."""
     text = machine.processes.units.read(systemd.drop_in(_UNITS[0]))
     return text is not None and text.startswith(_FIREWALL_MARK)
 
@@ -540,7 +542,7 @@ def hand_over_started(session: Session, machine: Machine, names: list[str]) -> N
 def has_ended_by_itself(store: Store, names: list[str]) -> bool:
     """Return whether systemd calls niso only because a service's process has exited.
 
-    The unit of a service with instances has no process. Such a unit stops only on request.
+    The unit of a service with instances has no process, so it stops only on request.
     """
     rows = [store.service(name) for name in names if systemd.path(name) is not None]
     return systemd.has_ended() and any(row is None or row.has_process for row in rows)
@@ -549,8 +551,8 @@ def has_ended_by_itself(store: Store, names: list[str]) -> bool:
 def deactivate(session: Session, machine: Machine, names: list[str], dry_run: bool) -> list[Done]:
     """Stop services for `niso deactivate`. Return one `Done` per service: whether it was active.
 
-    If systemd requested the stop, the services that share their namespaces are stopped too, and
-    ports of `niso port-forward` are published again at the next start.
+    If systemd requested the stop, the services that share their namespaces are stopped too, and the
+    ports that `niso port-forward` published are published again at the next start.
     """
     by_systemd = any(systemd.path(name) is not None for name in names)
     if by_systemd:  # systemd cannot be refused, so stop the services that share the namespace too

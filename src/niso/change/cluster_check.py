@@ -85,10 +85,11 @@ def _own_agent() -> list[tuple[str, str]]:
 def _hidden(
     store: Store, elsewhere: set[str], claims: Iterable[ClusterClaim], own: str
 ) -> list[tuple[str, str]]:
-    """Return warnings about names that exist both on this host and in its cluster.
+    """Return warnings about names that exist both on this host and in its cluster. A warning is
+    (message, next step).
 
-    On this host, the local network or service with this name hides the one in the cluster.
-    ``elsewhere`` are the names of the cluster's networks, and ``own`` is this host's name.
+    On this host, such a name means the local network or service. ``elsewhere`` are the names of the
+    cluster's networks, and ``own`` is this host's name.
     """
     hidden = [
         (
@@ -110,7 +111,7 @@ def _hidden(
 
 
 def _is_idle_front(store: Store, claim: ClusterClaim) -> bool:
-    """Return whether a service with instances on several hosts is recorded, but inactive here."""
+    """Return whether a service with instances on several hosts is recorded here, but not active."""
     row = store.service(claim.service)
     return claim.front and row is not None and row.mode == "front" and not row.active
 
@@ -133,10 +134,11 @@ def _etcd(own: Config) -> list[tuple[str, str]]:
 def _pairs(
     store: Store, claims: Iterable[ClusterClaim], own: str, spans: list[NetworkRecord]
 ) -> dict[str, list[_Pair]]:
-    """Return {host: pairs of services} for test packets between this host and each other host.
+    """Return {host: pairs of services} for test packets between this host and each of the other
+    hosts.
 
-    No policy restricts packets between the services of a pair. Each host has a few pairs. ``own``
-    is this host's name, and ``spans`` are the networks that span hosts.
+    Policies allow all packets between the services of a pair. Each host has a few pairs. ``own`` is
+    this host's name, and ``spans`` are the networks that span hosts.
     """
     claims = [claim for claim in claims if claim.up]
     here = [claim for claim in claims if claim.host == own and _asks(store, claim.service)]
@@ -172,7 +174,7 @@ def _common_pair(mine: ClusterClaim, other: ClusterClaim, on: set[str]) -> _Pair
 def _wires(
     own: Config, hosts: list[HostEntry], pairs: dict[str, list[_Pair]], spans: list[NetworkRecord]
 ) -> list[Finding]:
-    """Return a finding for each host that packets of services, or large packets, do not reach."""
+    """Return a finding for each host that no packets, or only small packets, of services reach."""
     if not spans:
         return []
     tests = ((host.name, pair) for host in hosts for pair in pairs.get(host.name, ()))
@@ -206,8 +208,8 @@ def _wires(
 def _answered[K](wanted: dict[K, tuple[str, str, str, int]]) -> dict[K, bool]:
     """Send ICMP echo requests, and return for each key of ``wanted`` whether a reply arrived.
 
-    Each value of ``wanted`` is (namespace, source address, destination address, size in bytes).
-    Requests without a reply within a second are sent once more.
+    Each value of ``wanted`` is a request: (namespace, source address, destination address, size in
+    bytes). Requests without a reply within a second are sent once more.
     """
     answered = dict.fromkeys(wanted, False)
     for _ in range(2):

@@ -119,7 +119,7 @@ class ActivationClaims:
         return one is not None and one.state == STARTING and bool(instances.of(one.front, SERVING))
 
     def foresee(self, wanted: dict[str, tuple[Target, Wanted]]) -> None:
-        """Compute what `claim` would reserve, for a dry run. Raises Conflict or NoAnswer."""
+        """Compute the claims that `claim` would make. Raises Conflict or NoAnswer, too."""
         for name, (target, asked) in wanted.items():
             try:
                 if self.lost is not None:
@@ -154,7 +154,7 @@ class ActivationClaims:
         mirror.make_way(machine.store, machine.kernel, self._held, self._addresses(), report)
 
     def scope(self) -> Scope:
-        """Return the scope in which to record the claims: new networks, services of other hosts."""
+        """Return the scope in which `record` writes: new networks and services of other hosts."""
         changed = self._changed_services()
         return mirror.scope_of(self._machine.store, changed, changed)
 
@@ -275,12 +275,12 @@ def prepare(
 def report_changes(
     machine: Machine, services: Iterable[str], report: Report, final: bool = True
 ) -> None:
-    """Report the present state of services to the cluster. Raises no Error.
+    """Report the present state of services to the cluster. Never raises Error.
 
-    The owners of shared namespaces are reported too. If etcd does not answer, the agent reports the
+    The providers of these services are reported too. If etcd does not answer, the agent reports the
     services later. A service that another command is changing is skipped, because that command
     reports it. ``final`` is false if a request of this host may still reach etcd: then an empty
-    claim stays recorded. The caller must have the locks of ``services``, but not of the owners.
+    claim stays recorded. The caller must have locked ``services``, but not their providers.
     """
     store = machine.store
     services = list(services)
@@ -429,10 +429,10 @@ def _shares(store: Store, target: Target) -> bool:
 def needed_names(
     store: Store, homes: dict[str, str], targets: Iterable[Target]
 ) -> dict[str, tuple[str, ...]]:
-    """Return {owner: services}: the sharers whose names a namespace owner must claim.
+    """Return {provider: sharers whose names the provider must claim}.
 
-    If a service moves to another owner on this host, the new owner claims its names after the old
-    owner has released them (`behind`).
+    If a sharer moves to another provider on this host, the new provider claims the sharer's names
+    after the old provider has released them (`behind`).
     """
     providers = {*homes.values(), *(target.name for target in targets)} - {""}
     needed = {provider: {*store.sharers(provider)} for provider in providers}
@@ -446,11 +446,11 @@ def needed_names(
 def needed_around(
     store: Store, homes: dict[str, str], names: dict[str, tuple[str, ...]]
 ) -> dict[str, Wanted]:
-    """Return new claims for namespace owners that the command itself does not change.
+    """Return the new claims of providers that the command itself does not change.
 
-    Such an owner must also claim the names of changed services that will share its namespace. An
-    owner that another command is changing is left out: a new claim would make that command conclude
-    that it has lost its claim.
+    A provider must also claim the names of changed services that will share its namespace. A
+    provider that another command is changing is left out: the other command would take a new claim
+    for a loss of its own.
     """
     wanted: dict[str, Wanted] = {}
     for home in {*homes.values()} - {*homes, ""}:
@@ -464,7 +464,7 @@ def needed_around(
 
 
 def behind(store: Store, services: Iterable[tuple[str, str | None]]) -> list[str]:
-    """Return the services whose claims must be updated after services have changed their namespace.
+    """Return the services whose claims must be updated after sharers have changed their provider.
 
     ``services`` are pairs (changed service, the service whose namespace it shared before, or None).
     In the result, services that release names precede services that claim these names.
@@ -484,8 +484,8 @@ def needs_of(
     """Return the claim that a service needs on networks that span hosts (``spans``).
 
     The claim contains the addresses in the manifest. If the manifest has none for a network, it
-    contains the service's previous addresses there. A service that shares a namespace leaves out
-    names that the namespace's owner has claimed.
+    contains the service's previous addresses there. A sharer leaves out the names that its provider
+    has claimed.
     """
     spec = target.spec
     on = tuple(network for network in spec.network.networks if network in spans)
@@ -521,7 +521,7 @@ def instances_elsewhere(machine: Machine, front: Target) -> set[int]:
 
 
 def own_record(store: Store, target: Target, wanted: Wanted) -> ClaimRow | None:
-    """Return this host's record of a claim, or None if it lacks a name or address of ``wanted``."""
+    """Return this host's record of a claim. None if a name or address of ``wanted`` is missing."""
     claim = store.across.claim(target.name)
     if claim is None or {*claim.addresses} != {*wanted.networks}:
         return None

@@ -1,4 +1,4 @@
-"""Show a cluster's hosts, remove lost hosts, manage etcd's members and backups, run the agent."""
+"""Show a cluster's hosts, remove dead hosts, manage etcd's members and backups, run the agent."""
 
 from __future__ import annotations
 
@@ -185,14 +185,14 @@ def _members(own: Config, engine: Etcd | None) -> list[own_etcd.EtcdMember]:
 
 
 class Forgotten(NamedTuple):
-    """Result of `forget`: what was removed from the cluster with a lost host."""
+    """Result of `forget`: what was removed from the cluster with a dead host."""
 
     services: tuple[str, ...]  # names of the services that the host had
     certificates: int  # number of the host's certificates that were revoked
 
 
 def forget(machine: Machine, host: str) -> Forgotten:
-    """Remove a lost host from the cluster with all its claims, and revoke its certificates.
+    """Remove a dead host from the cluster with all its claims, and revoke its certificates.
 
     If the host has left or never joined, only its certificates are revoked. Raises NotFound if
     there is no such host and no certificate, Conflict if the host is alive, and NoAnswer if etcd
@@ -240,7 +240,7 @@ def add_member(machine: Machine, host: str, report: Report) -> int:
 
 
 def remove_member(machine: Machine, host: str, report: Report) -> int:
-    """Remove the etcd member of this host (``host`` is "") or of a lost host.
+    """Remove the etcd member of this host (``host`` is "") or of a dead host.
 
     Returns the number of voting members that remain. Raises NotFound, NoAnswer or Error. Raises
     Conflict if the member is the only one, or if the other host is alive.
@@ -271,7 +271,8 @@ def remove_member(machine: Machine, host: str, report: Report) -> int:
 
 
 def be_only_member(machine: Machine, report: Report) -> Membership:
-    """Make this host's etcd member the only member, with its data, after most members were lost.
+    """Make this host's etcd member the only member, with its data, after most members have failed
+    for good.
 
     Raises Conflict if most members answer, and Error if this host has no member or etcd fails.
     """
@@ -421,8 +422,9 @@ def follow(machine: Machine, log: Callable[[str], None]) -> Following:
 def _mending(machine: Machine) -> Callable[[bool], None]:
     """Return a function that repairs the WireGuard interface between the hosts, for the agent.
 
-    The agent calls the function in a thread. With the argument true, the function configures the
-    interface again in any case, otherwise only if it does not work. The function raises Error.
+    The agent calls the function in a thread. If its argument is true, the function always
+    configures the interface again, otherwise only if the interface does not work. The function
+    raises Error.
     """
 
     stores: list[Store] = []
@@ -473,8 +475,9 @@ def _tend_certificates(machine: Machine, own: Config, membership: ClusterKeys) -
 def _tend(machine: Machine, engine: Etcd, whole: bool) -> None:
     """Update this host's values in etcd, and the list of etcd's members in cluster.toml.
 
-    ``whole`` is false if hosts have only joined or left. Then hosts without an etcd member do
-    nothing: only members check certificates, and all agents at once would burden etcd.
+    ``whole`` is false if hosts have only joined or left. Hosts without an etcd member then do
+    nothing: only members check certificates, and the agents of all hosts would burden etcd at the
+    same time.
     """
     own = config.require()
     if not whole and own.member is None:

@@ -1,8 +1,7 @@
 """Create, join and leave a cluster; install the systemd units of its agent and of etcd.
 
 A host is in a cluster as soon as its store has the cluster's id. If a command is interrupted before
-that, the next command stops the etcd that the interrupted command has started, and removes its
-files.
+that, the next command stops the etcd that was started, and removes its files.
 
 Without systemd there are no units. niso then starts etcd in the background, because without etcd no
 command of the cluster would work. The user must start the agent.

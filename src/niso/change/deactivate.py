@@ -32,10 +32,10 @@ def deactivate(
 ) -> list[Done]:
     """Stop services and remove their networks. The services' addresses stay reserved.
 
-    With ``keep_forwards``, ports of `niso port-forward` are published again at the next activation.
-    ``needs`` maps services to their dependencies: a dependency is stopped after the services that
-    need it. With ``dry_run``, the steps are only reported. Raises Error, and NotFound if recovery
-    has just completed the removal of a service.
+    With ``keep_forwards``, the ports that `niso port-forward` published are published again at the
+    next activation. ``needs`` maps services to their dependencies: a dependency is stopped after
+    the services that need it. With ``dry_run``, the steps are only reported. Raises Error, and
+    NotFound if recovery has just completed the removal of a service.
     """
     store = machine.store
     named, services = services, store.instances.with_instances(services)
@@ -90,7 +90,7 @@ def _stop_units(machine: Machine, services: list[str]) -> None:
 def remove(
     machine: Machine, services: list[str], report: Report = silent, with_volumes: bool = False
 ) -> None:
-    """Deactivate services, and delete their records, reserved addresses, logs and package copies.
+    """Deactivate services, and delete their records, leases, logs and copied packages.
 
     With ``with_volumes``, their named volumes are deleted too, even if the service no longer
     exists. Raises Error.

@@ -92,7 +92,7 @@ class Rollout(NamedTuple):
 
 
 def rollout(machine: Machine, front: Target) -> Rollout:
-    """Decide which instances a step of a deploy starts, leaves unchanged and stops.
+    """Decide which instances the next step of a deploy starts, leaves unchanged and stops.
 
     An instance stays if its process is as desired and its version is at least ``front.again`` (see
     `Target`). With stop-first, a step replaces one instance. Otherwise a step replaces at most
@@ -198,10 +198,11 @@ def _is_changed(machine: Machine, front: Target, instance: Instance) -> bool:
 def needs(
     after: Mapping[str, Mapping[str, str]] | None, rollouts: Iterable[Rollout]
 ) -> dict[str, Mapping[str, str]]:
-    """Return dependencies in which each service with instances is replaced by their names.
+    """Return dependencies between processes: the names of its instances replace each service that
+    has some.
 
-    ``after`` maps each service to {dependency: state to reach}. ``rollouts`` are the services that
-    have instances.
+    ``after`` maps each service to {dependency: state to reach}, and the result has the same form.
+    ``rollouts`` are the services that have instances.
     """
     instances = {one.name: [target.name for target in one.new] for one in rollouts}
     result: dict[str, Mapping[str, str]] = {}
@@ -227,9 +228,9 @@ def scaled(store: Store, name: str, replicas: int) -> Target:
 def former(store: Store, name: str, version: int | None) -> Target:
     """Return a target that activates a former version of a service.
 
-    If ``version`` is None, this is the last version that served before the present one. The number
-    of instances, which `niso scale` may have changed, stays as it is. Secrets and files of
-    variables are read as they are now. Raises NotFound if the version is not recorded, or if its
+    ``version`` is the number of a recorded deploy. None means the last successful deploy with a
+    different manifest or package. The present number of instances stays. Secrets and files with
+    environment variables are read again. Raises NotFound if the deploy is not recorded, or if its
     package was deleted.
     """
     row = store.require_known(name)
@@ -279,7 +280,7 @@ def former(store: Store, name: str, version: int | None) -> Target:
 
 
 def record_failures(store: Store, rollouts: Iterable[Rollout], began: float, error: object) -> None:
-    """Record rolled-back deploys with the error as the reason, in the caller's transaction."""
+    """Record the deploys as rolled back because of ``error``, in the caller's transaction."""
     for one in rollouts:
         if (one.replaces or one.retired) and store.service(one.name) is not None:
             why = error.message if isinstance(error, Error) else "interrupted"
@@ -287,13 +288,13 @@ def record_failures(store: Store, rollouts: Iterable[Rollout], began: float, err
 
 
 def before(one: Rollout) -> Target | None:
-    """Return a target to restore a service as before a rollout. None if it was inactive."""
+    """Return a target to restore a service as before a rollout, or None if it was inactive."""
     row = Intent(one.name, "activate", one.undo).before if one.undo else None
     return of_row(row)._replace(pinned=True, replace=True) if row is not None else None
 
 
 def keeps(one: Rollout) -> bool:
-    """Return whether old and new instances keep running after a failure of the new version."""
+    """Return whether the instances of both versions keep running if the new version fails."""
     return _deploy(one).on_failure == "keep"
 
 
@@ -328,7 +329,7 @@ def first_slots(
     """Return a function to call with the name of each instance that has become healthy.
 
     When all first instances of a new service are healthy, the function makes the service address
-    send connections to them. Then services that depend on this service can be started.
+    send connections to them. Only then can services that depend on the new service be started.
     """
     new = {
         one.name: [target.name for target in one.new]
@@ -385,9 +386,9 @@ def complete(
 ) -> None:
     """Watch the new instances, and stop the old ones when their connections are finished.
 
-    If a watched instance fails, raises ProcessError. The old instances of all ``rollouts`` then
-    receive connections again, unless ``deploy.on_failure`` of the failed service is keep.
-    ``deploy_began`` is a Unix time.
+    If a new instance fails, raises ProcessError. The old instances of all ``rollouts`` then receive
+    connections again, unless ``deploy.on_failure`` of the failed service is keep. ``deploy_began``
+    is a Unix time.
     """
     began = time.monotonic()
     ending = [one for one in rollouts if one.old]
@@ -596,10 +597,9 @@ def _stop(machine: Machine, names: Iterable[str], report: Report) -> None:
 def tidy(machine: Machine, front: str, report: Report) -> None:
     """Delete package copies and inactive instances that are no longer needed.
 
-    A package copy is needed by an instance or a rollback. As many records of inactive instances are
-    kept as there are active ones: the next deploy uses their addresses again, so that policies of
-    other services stay unchanged in the kernel. The caller must have the lock of the service
-    ``front``.
+    Instances and rollbacks need package copies. As many inactive instances stay recorded as there
+    are active ones: the next deploy uses their addresses again, so that policies of other services
+    stay unchanged in the kernel. The caller must have the lock of the service ``front``.
     """
     store = machine.store
     package.keep_only(front, used_packages(store, front))

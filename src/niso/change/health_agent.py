@@ -1,12 +1,12 @@
 """Run the health agent (``niso health``), which probes services and acts on unhealthy ones.
 
 At most one health agent runs on a machine, and only while it is needed: for instances, for services
-with ``on_unhealthy``, and while commands ask for the health of services. The agent writes the
+with ``on_unhealthy``, and while commands request the health of services. The agent writes the
 results of its probes to files, which other commands read. If an instance exits or becomes
 unhealthy, the agent sends no new connections to it, until two probes in a row have succeeded.
 
 No packet passes through this process. If the agent is killed, the next command starts it again.
-Until then, no unhealthy instance is noticed, but an instance whose process exits still receives no
+Until then, unhealthy instances are not detected. An instance whose process exits still receives no
 new connections: its supervisor, conmon, calls niso.
 """
 
@@ -162,7 +162,6 @@ def _next(watched: Iterable[_Watched], now: float) -> float:
 
 def _refresh(store: Store, watched: dict[str, _Watched], is_asked: bool) -> None:
     """Read from the store which services to watch: instances, and services with ``on_unhealthy``.
-
     With ``is_asked``, all services with a health check are watched, because a command needs
     results.
     """
@@ -186,7 +185,7 @@ def _refresh(store: Store, watched: dict[str, _Watched], is_asked: bool) -> None
 
 
 def _probe_if_due(one: _Watched, now: float) -> None:
-    """Open a pidfd for a service's process if none is open. Start a health probe if one is due."""
+    """Open a pidfd for a service's process if necessary. Start a health probe if it is due."""
     if one.pidfd < 0 and now >= one.look_at:
         one.look_at = now + _RUN_LOOK_S
         state = status.read(one.service)
@@ -290,9 +289,7 @@ def leave(machine: Machine, service: str, only_beside_others: bool = False) -> b
 
 
 def serve(machine: Machine, service: str) -> bool:
-    """Send connections again to an instance in the state ``out``. Return whether the instance was
-    in this state. Raises Error.
-    """
+    """Send connections to an instance again, or return False if its state is not ``out``."""
     return move(machine, service, OUT, SERVING)
 
 
@@ -325,7 +322,7 @@ def move(
 
 
 def _active_in(store: Store, service: str, state: str) -> Instance | None:
-    """Return an instance, or None if it is inactive (as after a sweep) or not in this state."""
+    """Return an active instance in the state ``state``, or None. After a sweep it is inactive."""
     instance, row = store.instances.get(service), store.service(service)
     is_active = row is not None and row.active
     return instance if is_active and instance is not None and instance.state == state else None

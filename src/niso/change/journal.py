@@ -56,9 +56,9 @@ def recover(
     """Complete or undo interrupted changes, and return the number of these changes.
 
     ``names`` are the services that the next command will change. After all changes, raises the
-    errors about these services, or with ``every`` all errors, and reports the others. An
-    interrupted update of this host's copy of the cluster's data is undone first, and is not
-    counted.
+    errors about these services and reports other errors as warnings. With ``every``, raises all
+    errors. An interrupted update of this host's copy of the cluster's data is undone first, and is
+    not counted.
     """
     store = machine.store
     machine.processes.renew()
@@ -123,10 +123,10 @@ def recover(
 
 
 def _try_lock(store: Store, locks: ExitStack, held: set[str], service: str) -> bool:
-    """Lock a service, and return whether this was possible: no other command has locked it.
+    """Lock a service unless another command has locked it. Return whether this succeeded.
 
-    For an instance, the service that it belongs to is locked too, because a command that has locked
-    this service may change its instances. ``held`` are the services that are already locked.
+    For an instance, its service is locked too, because a command that has locked the service may
+    change its instances. ``held`` are the services that are already locked.
     """
     for name in dict.fromkeys((front_of(service), service)):
         if name not in held:
@@ -140,7 +140,7 @@ def _try_lock(store: Store, locks: ExitStack, held: set[str], service: str) -> b
 
 
 def _services(store: Store, intent: Intent) -> list[str]:
-    """Return the names of the services of an interrupted change: several only for ports."""
+    """Return the services of an interrupted change. Only a change of ports concerns several."""
     if intent.action != "ports":
         return [intent.service]
     return sorted({service for service, _ in store.moved_ports()})
@@ -170,15 +170,15 @@ def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, Error
 def locked(store: Store, services: Iterable[str]) -> ExitStack:
     """Lock several services in sorted order, and their instances last.
 
-    Returns a context manager that releases the locks at its end. Before, it records the events of
-    the services for `niso events`, and deletes the locks of removed services.
+    Returns a context manager. At its end, it records the services' events for `niso events`,
+    deletes the lock files of removed services, and releases the locks.
     """
     fronts = {front_of(name) for name in services}
     return _locked(store, [*sorted(fronts), *sorted({*services} - fronts)])
 
 
 def locked_instances(store: Store, names: Iterable[str]) -> ExitStack:
-    """Lock instances of services that are locked. Return a context manager like `locked`."""
+    """Lock instances whose services are locked already. Return a context manager like `locked`."""
     return _locked(store, sorted(names))
 
 
@@ -200,7 +200,7 @@ def _locked(store: Store, names: list[str]) -> ExitStack:
 
 
 def _record_and_clean(store: Store, names: list[str]) -> None:
-    """Record the events of locked services, and delete the locks of removed services."""
+    """Record the events of services for `niso events`. Delete lock files of removed services."""
     try:
         event_log.record(store, names)
         with store.reading():

@@ -60,9 +60,9 @@ def ensure(
     """Record a network unless it exists. Return the new network, or None if it exists already.
 
     An implicit network is deleted when no service uses it. An existing network stays implicit only
-    if the request is ``implicit`` too. ``holds`` is an address that the subnet must contain, or
-    None. The caller must be in a transaction. Raises UsageError, and Conflict if the existing
-    network has other settings, or if the subnet or bridge is taken.
+    if the request is ``implicit`` too. ``holds`` is None or an address: a subnet that niso chooses
+    contains this address. The caller must be in a transaction. Raises UsageError, and Conflict if
+    the existing network has other settings, or if the subnet or bridge is taken.
     """
     store = machine.store
     present = store.network(request.name)
@@ -78,7 +78,7 @@ def ensure(
 
 
 def ensure_implicit(machine: Machine, network: NetworkRequest | str, holds: str | None) -> None:
-    """Record a network that is deleted with its last service, unless the network exists already.
+    """Record an implicit network, unless the network exists already.
 
     ``network`` is a request, or a name if niso chooses the settings. ``holds`` is as in `ensure`.
     """
@@ -94,10 +94,10 @@ def plan_network(
 ) -> NetworkRecord:
     """Choose all settings of a new network, without recording it.
 
-    If the request has no subnet, the network gets the /24 prefix that contains the address
-    ``holds``, or the next free /24 of the pool. ``besides`` are pairs (subnet, owner) that the
-    network must not overlap. Raises UsageError. Raises Conflict if the subnet or bridge is taken,
-    or if the host has no IPv6.
+    If the request has no subnet, the network gets the /24 prefix around the address ``holds``. If
+    ``holds`` is None, the network gets the next free /24 of the pool. The network must not overlap
+    ``besides``, pairs (subnet, owner), nor any prefix in use. Raises UsageError. Raises Conflict if
+    the subnet or bridge is taken, or if IPv6 is requested and the host has none.
     """
     store, kernel, name = machine.store, machine.kernel, request.name
     taken = [*_taken(machine), *besides]

@@ -1,8 +1,8 @@
 """Resolve the DNS names in policies, update rules and hosts files, and install a timer for this.
 
-Names are resolved with dnspython by the name servers of the host's resolv.conf. These servers may
-be on the host's loopback interface, where services could not reach them. The host's hosts file is
-not used, because its lines have no TTL. Search domains are not used either.
+dnspython queries the name servers in the host's resolv.conf. These servers may be on the host's
+loopback interface, where services could not reach them. The host's hosts file is not used, because
+its lines have no TTL. Search domains are not used either.
 """
 
 from __future__ import annotations
@@ -62,11 +62,12 @@ def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent
 
 
 def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
-    """Remove addresses in the command's new networks from recorded DNS answers.
+    """Remove addresses from recorded DNS answers if they are in networks that the command has
+    created.
 
-    Otherwise a DNS name in a policy could allow connections to a service of niso. Each removal
-    causes a warning. The caller must be in the transaction that has recorded the networks. Raises
-    KernelError.
+    Otherwise a policy's DNS name could allow connections to a service on such a network. Each
+    removal causes a warning. The caller must be in the transaction that has recorded the networks.
+    Raises KernelError.
     """
     if not (names := _names(targets)):
         return
@@ -79,7 +80,7 @@ def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
 
 
 def look(machine: Machine, targets: Iterable[Target]) -> list[Outside]:
-    """Resolve the DNS names in targets' policies whose last answers have expired.
+    """Resolve those DNS names in the targets' policies whose last answers have expired.
 
     Returns the DNS answers that `refresh` would record. Nothing is recorded.
     """
@@ -127,11 +128,10 @@ def _apply(
     now: float,
     report: Report,
 ) -> list[str]:
-    """Record DNS answers and update the kernel. Return the names whose addresses changed.
-
-    ``heard`` maps names to their answers. The caller must have niso's lock. The rows are committed
-    before the kernel changes, with ``settled`` false. After a kill, the next refresh passes these
-    names as ``unsettled``, and removes the set elements of the earlier answers.
+    """Record DNS answers and update the kernel. Return the names whose addresses changed. ``heard``
+    maps names to their answers. The caller must have niso's lock. The rows are committed before the
+    kernel changes, with ``settled`` false. If niso is killed, the next refresh passes these names
+    as ``unsettled``, and removes the set elements of the earlier answers.
     """
     store, kernel = machine.store, machine.kernel
     rows = store.outside
@@ -201,8 +201,7 @@ def require() -> Any:
 def ask(names: Iterable[str]) -> dict[str, tuple[DnsAnswer, ...]]:
     """Resolve DNS names. Return {name: DNS answers}, with one answer for each address family.
 
-    A name that cannot be resolved has answers with a ``problem``. No query is sent after 15
-    seconds.
+    If a name cannot be resolved, its answers have a ``problem``. No query is sent after 15 seconds.
     """
     import random  # dnspython loads it anyway
 
@@ -330,7 +329,7 @@ def _path(name: str) -> str:
 
 
 def refresh_names(session: Session, force: bool) -> tuple[OutsideName, ...]:
-    """Resolve DNS names for `Host.refresh_names`, and return all DNS names in policies."""
+    """Implement `Host.refresh_names`: resolve DNS names, and return all DNS names in policies."""
     from niso.look.services import described
 
     machine = session.machine_for_change()

@@ -23,9 +23,9 @@ def port_forward(
 ) -> tuple[bool, list[tuple[str, PortMapping]]]:
     """Publish one more port of an active service immediately.
 
-    Returns whether anything changed, and the withdrawn ports as pairs (service, port). With
-    ``replace``, ports that have the same host port are withdrawn. Without ``replace``, they cause a
-    Conflict. Raises Conflict or KernelError. After an error nothing has changed.
+    Returns (whether anything changed, ports taken from other services as pairs (service, port)). If
+    the host port is taken, ``replace`` takes it from its owner. Without ``replace``, raises
+    Conflict. Raises KernelError. After an error nothing has changed.
     """
     recover(machine, report, [name])
     store, key = machine.store, "PORT"
@@ -71,7 +71,8 @@ def _is_part(port: PortMapping, held: PortMapping) -> bool:
 
 
 def kept_out(store: Store, service: str, port: PortMapping) -> list[tuple[str, PortMapping]]:
-    """Return the manifest ports of active services that ``port`` keeps from being published.
+    """Return the ports in manifests of active services that cannot be published because of
+    ``port``.
 
     The result has pairs (service, port). A host port that several services request is left out,
     because it is not clear which of them would get the port.
@@ -96,11 +97,11 @@ def kept_out(store: Store, service: str, port: PortMapping) -> list[tuple[str, P
 def port_unforward(
     machine: Machine, name: str, port: PortMapping, report: Report = silent
 ) -> list[tuple[str, PortMapping]]:
-    """Withdraw a port that `port_forward` added. The service may be inactive since a reboot.
+    """Stop publishing a port that `port_forward` published. The service need not be active.
 
-    The forward may have taken ports that manifests of other services request. These ports are
-    published in the same transaction, and returned as pairs (service, port). Raises NotFound if the
-    port is not forwarded, and Conflict if the manifest publishes it.
+    `port_forward` may have taken the host port from services whose manifests publish it. Their
+    ports are published again in the same transaction, and returned as pairs (service, port). Raises
+    NotFound if the port is not forwarded, and Conflict if the manifest publishes it.
     """
     recover(machine, report, [name])
     store = machine.store

@@ -1,6 +1,6 @@
 """Assign host ports to services: refuse ports that are taken, and choose free ones.
 
-For `niso.change.port_forward`, this module also publishes and withdraws ports while the service
+For `niso.change.port_forward`, this module also adds and removes published ports while the service
 runs. If a command was killed during such a change, the next command completes it (`finish`).
 """
 
@@ -42,13 +42,13 @@ def admit(
 ) -> tuple[list[PortMapping], list[PortMapping]]:
     """Check the host ports that a manifest sets, and choose host ports for its other ports.
 
-    Returns all ports to publish, and the ports among them whose host port was chosen. ``before``
-    are the present ports of the service, which are not checked again. ``together`` are the
-    command's services, whose present ports count as free. ``named`` are all host ports in the
-    command's manifests, which are never chosen. ``published`` are the manifest's ports of the last
-    activation. If `niso port-forward` has since given one of these to another service, the port is
-    left out. The caller must be in a transaction. Raises a Conflict that names the key and the
-    port's owner, or an ErrorGroup.
+    Returns (all ports to publish, the ports among them whose host port was chosen). ``before`` are
+    the present ports of the service, which are not checked again. ``together`` are the command's
+    services, whose present ports count as free. ``named`` are all host ports in the command's
+    manifests, which are never chosen. ``published`` are the ports in the manifest of the last
+    activation. A port that `niso port-forward` has since given to another service is left out. The
+    caller must be in a transaction. Raises a Conflict that names the key and the port's owner, or
+    an ErrorGroup.
     """
     store = machine.store
     keys = keys or [f"network.ports[{position}]" for position in range(len(wanted))]
@@ -148,9 +148,9 @@ def _choose(
 ) -> int:
     """Choose a host port: the service's previous one if it is free, otherwise the lowest free one.
 
-    ``others`` are the ports of this manifest, and the host ports in all manifests of the command.
-    ``have`` are the present ports of the service. ``key`` is the manifest key for the error. Raises
-    Conflict if no host port is free.
+    ``others`` are ports not to choose: the ports of this manifest, and the host ports in all
+    manifests of the command. ``have`` are the service's present ports. ``key`` is the manifest key
+    for the error. Raises Conflict if no host port is free.
     """
     mine, named = others
     kept = store.chosen_port(service, port)
@@ -209,10 +209,10 @@ _Moved = list[_Port]
 def _change(
     machine: Machine, come: _Moved, go: _Moved, report: Report, back: Sequence[_Port] = ()
 ) -> None:
-    """Record added and withdrawn ports and update the kernel, or undo both steps after an error.
+    """Record added and removed ports and update the kernel, or undo both steps after an error.
 
-    ``come`` are ports to forward, ``go`` ports to withdraw, and ``back`` ports of manifests to
-    publish again. The caller must have niso's lock.
+    All ports are pairs (service, port): ``come`` to forward, ``go`` to stop forwarding, and
+    ``back``, from manifests, to publish again. The caller must have niso's lock.
     """
     store = machine.store
     moved = [*come, *back, *go]
@@ -249,8 +249,8 @@ def _moving(
 ) -> change:
     """Return the context manager of a change that adds or removes these published ports.
 
-    ``on`` are the networks on which the ports were published before. The rows are committed before
-    the kernel changes. If niso is then killed, the next command completes the change from the rows.
+    ``on`` are the networks that the ports used before the change. The rows are committed before the
+    kernel changes. If niso is then killed, the next command completes the change from the rows.
     """
     store, kernel = machine.store, machine.kernel
     scope = change_scope.concerned(store, sorted({service for service, _ in moved}), on)

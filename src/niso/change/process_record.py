@@ -1,7 +1,7 @@
 """Compute what the store records of a service's process: its uid and its ProcessSpec.
 
 This module also decides whether a new activation must change the running process. The process may
-need a restart, or only another hosts file because the service's networks have changed.
+need a restart, or only another hosts file if the service's networks have changed.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def _identified(spec: ProcessSpec, old: ProcessSpec | None, is_known: bool) -> P
     """Add digests of secrets, and device and inode numbers of host paths, to a ProcessSpec.
 
     A later start uses these values to detect that a path was replaced. ``old`` is the ProcessSpec
-    of the last activation, or None. ``is_known`` is true if the command names the service instead
-    of a manifest. In this case the values in ``old`` are used again. Raises InvalidInput.
+    of the last activation, or None. With ``is_known``, the command names the service instead of a
+    manifest, and the values in ``old`` are used again. Raises InvalidInput.
     """
     if old is not None and is_known:
         known = {volume.name: volume for volume in old.volumes if volume.identity is not None}

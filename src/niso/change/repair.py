@@ -59,7 +59,7 @@ WritingSpec = events.event_class("WritingSpec", lambda service: f"write spec.jso
 
 
 def plan_repair(machine: Machine, report: Report, network_only: bool = False) -> None:
-    """Report the steps that a repair would take, except for recovering interrupted changes.
+    """Report the steps that a repair would take, except those that recover interrupted changes.
 
     With ``network_only``, reports the steps of `repair_network`, otherwise those of `repair_all`.
     """
@@ -154,7 +154,7 @@ def _collecting(errors: list[Error]) -> Iterator[None]:
 
 
 def _repair_store(machine: Machine, report: Report, errors: list[Error]) -> int:
-    """Repair rows of the store, and return their number. The caller must have niso's lock."""
+    """Repair rows of the store. Return the number of repairs. The caller must have niso's lock."""
     store, kernel = machine.store, machine.kernel
     defects = store_defects.find_defects(kernel, store)
     lost = _of_rows(defects)
@@ -372,7 +372,7 @@ def sweep(
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Run a ``with`` block with niso's lock and the locks of all services. Raises Conflict."""
+    """Run a ``with`` block with all locks. Raises Conflict if other commands keep adding locks."""
     for _ in range(_TRIES):
         known = locked_services()
         with ExitStack() as locks:
@@ -401,8 +401,8 @@ def _running(processes: Processes, lost: list[tuple[str, str]]) -> Iterator[_Rem
 def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Removal]:
     """Yield (event, function, False) to remove niso's namespaces, interfaces and routing rules.
 
-    Of an attachment's namespace, only the name in /run/netns is removed, even if a program has set
-    niso's alias there.
+    An attachment's namespace stays: only its name in /run/netns is removed, even if a program has
+    set niso's alias in the namespace.
     """
     attached = _attached()
     for name, mark in kernel.marked_netns().items():
@@ -427,7 +427,7 @@ def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Removal]:
 def _attached() -> frozenset[int]:
     """Return the cookies (SO_NETNS_COOKIE) of the namespaces of active attachments.
 
-    If the database file is missing or damaged, returns no cookies. The file is read directly,
+    If the database file is missing or damaged, the result is empty. The file is read directly,
     because opening the store would record a move of the folder or a reboot.
     """
     query = (
@@ -456,7 +456,8 @@ def _read(query: str) -> list[tuple[Any, ...]]:
 
 
 def _all_rules(kernel: Kernel, going: dict[str, str]) -> Iterator[_Removal]:
-    """Yield (event, function, is guard) to restore sysctls, then to remove niso's nftables tables.
+    """Yield (event, function, whether it is a table that protects objects): first to restore
+    sysctls, then to remove niso's nftables tables.
 
     Sysctls of network interfaces that are removed anyway (``going``) are left out. IPv4 forwarding
     stays on if other programs have added NAT rules or bridges since niso switched it on.
@@ -500,7 +501,7 @@ def _forget_active(kernel: Kernel, store: Store) -> None:
 def repair_row(processes: Processes, store: Store, name: str) -> None:
     """Restore the ProcessSpec in a service's row from the spec.json of its running process.
 
-    Raises Error if there is no valid spec.json, or if the manifest in the row is damaged too.
+    Raises Error if there is no valid spec.json, or if the row's manifest is damaged too.
     """
     row = store.service(name)
     if row is None:

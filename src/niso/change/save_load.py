@@ -380,7 +380,7 @@ def _staging(folder: str, kept: ExitStack) -> str:
 
 
 def _read(path: str, staged: str, owners: Collection[int] | None) -> SavedHost:
-    """Extract an archive into the folder ``staged``. Return its description. Raises Error."""
+    """Extract an archive into the folder ``staged``. Return its `SavedHost`. Raises Error."""
     try:
         opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(opened, "rb", buffering=0) as file:
@@ -542,7 +542,7 @@ class _Loading:
                 undo.callback(networks.remove, self._machine, [request.name], self._report)
 
     def place(self, undo: ExitStack) -> None:
-        """Move packages and volumes from the staging folder to their final folders."""
+        """Move packages and volumes from the staging folder to niso's state folder."""
         for service in self._saved.services:
             source, home = os.path.join(self._staged, "services", service.name), self._home(service)
             undo.callback(files.remove_tree, home)
@@ -726,7 +726,7 @@ class _Loading:
 
 
 def _is_within(entry: Entry, subnets: list[IPv4Network | IPv6Network]) -> bool:
-    """Return whether a policy entry has an address or prefix that is within one of the subnets."""
+    """Return whether a policy entry's address or prefix is within one of the subnets."""
     if entry.peer.kind not in ("prefix", "prefixes"):
         return False
     named = [ip_network(prefix) for prefix in entry.peer.name.split(",")]
@@ -742,7 +742,7 @@ def _starts(service: SavedService) -> bool:
 
 
 def _chosen(port: PortMapping) -> str:
-    """Return a port in a manifest's notation without a host port: niso then chooses a host port."""
+    """Return a port without its host port, as in a manifest, so that niso chooses a host port."""
     inner = str(port.container_port)
     if port.count > 1:
         inner += f"-{port.container_port + port.count - 1}"

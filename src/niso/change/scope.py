@@ -39,12 +39,12 @@ def concerned(
     """Return the scope of a change of services, according to the present rows.
 
     The scope also contains the services that share a namespace with ``services``, other services
-    whose names in hosts files may change (`PolicyRows.shadows`), and the networks of all these
-    services. A network that a service has left is included if its bridge is still configured for
-    the service's ports. For an instance, its service is included, because a killed command may have
-    left this service's load balancing different from the rows. ``networks`` are networks that the
-    services will join. ``names`` are names in policies that will resolve differently. Services of
-    other hosts with such names are included.
+    whose lines in hosts files may change (`PolicyRows.shadows`), and the networks of all these
+    services. A network that a service has left is included while its bridge is configured for the
+    service's ports. For an instance, its service is included: after a killed command, the service's
+    load balancing may differ from the rows. ``networks`` are networks that the services will join.
+    ``names`` are names in policies that will resolve differently. Services of other hosts with such
+    names are included.
     """
     names = list(names)
     everyone = store.with_companions(store.with_fronts(services))
@@ -121,9 +121,9 @@ def scope_of(store: Store, targets: list[Target]) -> Scope:
 def _other_meanings(store: Store, target: Target) -> set[Name]:
     """Return the names that may resolve to other addresses after a service's activation.
 
-    If the service keeps its addresses, names and networks, no name changes. A service that shares a
-    namespace is an exception, because its names resolve only while it is active. Names that share
-    an address with a changed name are included.
+    If the service keeps its addresses, names and networks, no name changes. The exception is a
+    sharer, whose names resolve only while it is active. Names that share an address with a changed
+    name are included.
     """
     row, wanted = store.service(target.name), target.spec.network
     on = wanted.networks
@@ -142,10 +142,9 @@ def _other_meanings(store: Store, target: Target) -> set[Name]:
 
 
 def named_provider(store: Store, target: Target) -> str | None:
-    """Return the existing service whose namespace a manifest shares.
+    """Return the existing service that a manifest names as its provider.
 
-    Returns None if the manifest shares none, or if the name in the manifest is ambiguous or
-    unknown.
+    Returns None if the manifest names no provider, or if the name is ambiguous or unknown.
     """
     try:
         return store.name_holder(target.spec.network.share) if target.spec.network.share else None
@@ -166,8 +165,8 @@ def home(
 ) -> tuple[str, str, str]:
     """Return the network namespace path, hosts folder and host name for a service's process.
 
-    All three are "" for a service that uses the host's own network. ``provider`` is the existing
-    service whose namespace the service shares, or None.
+    All three are "" for a service that uses the host's own network. ``provider`` is the service's
+    provider, or None.
     """
     if provider is not None:
         return home(store, provider, store.require_known(provider).require_service(), None)
@@ -181,11 +180,11 @@ def home(
 
 
 def provider_of(store: Store, target: Target, together: frozenset[str]) -> str | None:
-    """Return the service whose namespace a service will share, or None if its mode is not share.
+    """Return the provider that a service will have, or None if its mode is not share.
 
-    ``together`` are the command's services. Those that share no namespace must already be recorded.
-    Raises Conflict if the namespace is not available, and InvalidInput if the manifest names its
-    own service.
+    ``together`` are the command's services. Those with their own namespaces must already be
+    recorded. Raises Conflict if the provider cannot be used, and InvalidInput if the manifest names
+    its own service.
     """
     share = target.spec.network.share
     if share is None:
@@ -232,8 +231,8 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
 def followers(store: Store, wanted: Iterable[Target], ending: Iterable[str]) -> list[str]:
     """Return the names of active services that must restart because of an activation.
 
-    A service in a shared namespace uses the host name and hosts file of the namespace's owner, so
-    it must restart if these change. Services that the command stops (``ending``) are left out.
+    A sharer uses its provider's host name and hosts file, so it must restart if these change.
+    Services that the command stops (``ending``) are left out.
     """
     chosen = list(wanted)
     excluded = {*ending, *(target.name for target in chosen)}
@@ -253,7 +252,7 @@ def with_followers(
 ) -> list[Target]:
     """Return targets for the services to activate and for those that must restart with them.
 
-    Services that own their namespace come first.
+    Services with their own namespaces come first.
     """
     chosen = [targets.still_so(store, target) for target in wanted]
     chosen += [targets.from_store(store, name) for name in followers(store, chosen, ending)]
@@ -309,5 +308,5 @@ def in_use(service: str, sharers: list[str]) -> Conflict:
 
 
 def they_share(sharers: list[str]) -> str:
-    """Return the beginning of a sentence: ``'a' shares``, or for several ``'a', 'b' share``."""
+    """Format subject and verb of a sentence: ``'a' shares``, or for several ``'a', 'b' share``."""
     return f"{', '.join(map(repr, sharers))} {'shares' if len(sharers) == 1 else 'share'}"

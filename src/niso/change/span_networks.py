@@ -92,7 +92,7 @@ class Arriving(NamedTuple):
 
 
 def arriving(joined: Config, engine: Etcd, cluster: Cluster, specs: Sequence[Spec]) -> Arriving:
-    """Read from etcd which services of other hosts are on networks that this host is to get.
+    """Read from etcd which services of other hosts are on networks to be added to this host.
 
     Raises Conflict if packets of a network do not fit the MTU of this host's link.
     """
@@ -116,9 +116,9 @@ def propose(
 ) -> tuple[NetworkRequest, Arriving]:
     """Create a network in the cluster unless it already exists there. This host is not changed.
 
-    Returns the request with the cluster's settings, and the data to record on this host. With
-    ``dry_run``, the cluster is not changed either. Raises Error, NoAnswer if etcd does not answer,
-    and Conflict if the cluster's network has other settings, or overlaps another network.
+    Returns (request with the cluster's settings, data to record on this host). With ``dry_run``,
+    the cluster is not changed either. Raises Error, NoAnswer if etcd does not answer, and Conflict
+    if the cluster's network has other settings, or overlaps another network.
     """
     store, name = machine.store, request.name
     if name == names.DEFAULT_NETWORK:
@@ -169,7 +169,7 @@ def _planned(
     present: NetworkRecord | None,
 ) -> Spec:
     """Choose the settings of a new network of the cluster. ``present`` is this host's network of
-    the same name, whose settings are used, or None if there is none.
+    the same name, whose settings are then used, or None.
     """
     fits = min((host.mtu for host in membership.hosts()), default=1500) - header(joined)
     if request.mtu is not None and request.mtu > fits:

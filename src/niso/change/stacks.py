@@ -89,7 +89,7 @@ def up(
 
 
 def refuse(plain: Stack) -> None:
-    """Raise the errors that `up` would raise on any host, with the keys of the stack's file."""
+    """Raise the errors that `up` would raise on every host, with the stack file's keys."""
     stack = manifest_stack.stack(plain) if plain.asks else plain
     loaded = [member.loaded for member in stack.members]
     on = {network for one in loaded for network in one.spec.network.networks}

@@ -61,12 +61,12 @@ def run(
     that becomes healthy, before services that depend on it are started.
 
     Each process has ``timeout_s`` seconds from its own start. Within that time it must have run for
-    0.2 seconds, or all its threads must have gone to sleep. With a healthcheck, it must also
-    become healthy. A job must exit with status 0 within the timeout in its manifest. A process that
+    0.2 seconds, or all its threads must have gone to sleep. With a healthcheck, it must also become
+    healthy. A job must exit with status 0 within the timeout in its manifest. A process that
     already runs as desired is waited for only if another one depends on it, if its healthcheck is
-    new, or if it has not been healthy since an automatic restart. Raises ProcessError with the
-    reason, and Conflict if dependencies cannot be met. After an error the caller must stop what was
-    started.
+    new, or if it has not been healthy since its last automatic restart. Raises ProcessError with
+    the reason, and Conflict if dependencies cannot be met. After an error the caller must stop what
+    was started.
     """
     for change in changes:
         if change.rehosts:
@@ -210,7 +210,7 @@ class _Starting:
                 wait.close()
 
     def _ready(self) -> Iterator[Start]:
-        """Yield services whose dependencies are ready, if fewer than two per processor start."""
+        """Yield services whose dependencies are ready. At most two starts per processor run."""
         for start in self._todo if len(self._begun) < _AT_ONCE else ():
             needs = self._after.get(start.name, {})
             if all(

@@ -1,8 +1,8 @@
-"""Find errors of services that do not depend on the host (`niso validate`).
+"""Find errors in manifests and stacks that do not depend on the host (`niso validate`).
 
-This module records the services as an activation does, but in a store in memory, and for a host
-that has no services, networks or interfaces. Rules that depend on the real host, such as which
-ports are free, are not checked, and neither is whether the package has the program.
+This module records services as an activation does, but in an in-memory store, for a host without
+services, networks or interfaces. Rules that depend on the real host are not checked, such as which
+ports are free or whether the package contains the program.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def _constant(value: object) -> Callable[..., object]:
 
 
 def refuse(loaded: Iterable[Loaded], stack: StackMembership = NO_STACK) -> None:
-    """Raise the errors of these services that do not depend on the host.
+    """Raise the errors in these manifests that do not depend on the host.
 
-    ``stack`` is their stack, if they are activated as a stack. Nothing of this machine is read or
-    changed. Raises Conflict, InvalidInput, or an ErrorGroup of several errors.
+    ``stack`` is the stack of the services, or None. Nothing of this machine is read or changed.
+    Raises Conflict, InvalidInput, or an ErrorGroup of several errors.
     """
     manifests = list(loaded)
     wanted = [Target(one.spec, one.path, files=None) for one in manifests]
@@ -188,9 +188,9 @@ def _make_unknown(host: Machine, wanted: Iterable[Target], stack: StackMembershi
 def _anything(family: int, position: int) -> SubnetRecord:
     """Return a placeholder subnet that contains all addresses of an IP version (4 or 6).
 
-    The subnet allows static addresses to be checked although the real subnet is unknown. Services
-    without a static address get an address from 0.0.0.0/8 or ::/104, which cannot contain static
-    addresses. ``position`` selects another part of this range for each network.
+    Static addresses can then be checked although the real subnet is unknown. Services without a
+    static address get an address from 0.0.0.0/8 or ::/104, which cannot contain static addresses.
+    ``position`` selects another part of this range for each network.
     """
     start = ipaddress.ip_address(position * _SPACE)
     text = str(start if family == 4 else ipaddress.IPv6Address(int(start)))

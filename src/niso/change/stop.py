@@ -50,8 +50,8 @@ def finish(
 
     A service whose process could not be stopped keeps its network. With ``ends``, records of
     changes in progress (intents) are deleted. With ``keep_forwards``, ports of `niso port-forward`
-    are published again at the next activation. With ``resets``, clients get a reset for each
-    connection that is still open when the process has ended. Without a reset, a client that only
+    are published again at the next activation. With ``resets``, clients get a TCP reset for each
+    connection that is still open when the process has exited. Without a reset, a client that only
     receives would wait for ever. ``began`` is the start of the command as a Unix time. If it is
     given, the stop is recorded for `niso history`. Raises Error if the kernel refuses a change. In
     this case no service is recorded as stopped, and the call can be repeated.
@@ -125,8 +125,8 @@ def stop(
 ) -> dict[str, Error]:
     """Stop the processes of services. Return {service: error} of failed stops.
 
-    A service is stopped before its dependencies, which ``needs`` maps it to, and before the owner
-    of the namespace that it shares. All other services are stopped concurrently.
+    ``needs`` maps services to their dependencies. A service is stopped before its dependencies and
+    its provider. Services without such an order are stopped concurrently.
     """
     rows = list(rows)
     left = {
@@ -173,7 +173,7 @@ def stop(
 
 def _over(asked: Mapping[str, tuple[int, float]]) -> list[str]:
     """Wait until at least one process has exited or timed out. Return the names of these services.
-    ``asked`` maps a service to its pidfd and the monotonic time of its timeout.
+    ``asked`` maps each service to (pidfd, monotonic time of its timeout).
     """
     poll = select.poll()
     for pidfd, _ in asked.values():
@@ -202,7 +202,7 @@ def report_to_cluster(
 
 
 def refuse(store: Store, services: Iterable[str]) -> None:
-    """Raise Conflict if services to stop own a namespace that other services share."""
+    """Raise Conflict if the services to stop have sharers that are not stopped."""
     together = frozenset(services)
     for name in sorted(together):
         sharers = [other for other in store.held_sharers(name, together) if other not in together]

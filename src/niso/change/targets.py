@@ -1,7 +1,6 @@
 """Find the services that the arguments of ``niso activate`` name, and check their files.
 
-A target is a service with the manifest, name and files that the command found before it took a
-lock. This module changes nothing.
+This module changes nothing. It runs before the command takes a lock.
 """
 
 from __future__ import annotations
@@ -101,7 +100,7 @@ def still_so(store: Store, target: Target) -> Target:
 
 
 def from_store(store: Store, service: str) -> Target:
-    """Return a target that activates a service as it was last. Raises NotFound or Error."""
+    """Return a target that repeats a service's last activation. Raises NotFound or Error."""
     return of_row(store.require_known(service))
 
 
@@ -163,10 +162,10 @@ def _find_target(
 
 
 def _refuse_lost_networks(store: Store, loaded: load.Loaded) -> None:
-    """Raise Conflict if a manifest of a package copy names an internal network that is missing.
+    """Raise Conflict if the manifest in a package copy names a missing network that was internal.
 
-    The network is missing if the store was lost. An activation would create it as an ordinary
-    network, from which packets can leave the host.
+    The network is missing after a loss of the store. An activation would create an ordinary network
+    instead, from which packets can leave the host.
     """
     from niso.runtime import package
 
@@ -289,14 +288,14 @@ def volumes(spec: ServiceSpec) -> tuple[MountedVolume, ...]:
 
 
 class Target(NamedTuple):
-    """A service or an attachment to activate."""
+    """A service to activate, as a command read it before it took a lock."""
 
     spec: ServiceSpec
     manifest_path: str
     files: PackageFiles | None  # None if niso runs no process for it
     attaching: tuple[AttachedRow, tuple[AttachedLink, ...]] | None = None  # None for a service
     replace: bool = False  # whether to replace a service of this name from another folder
-    take: bool = False  # whether to take the name over from a lost host of the cluster
+    take: bool = False  # whether to take the name over from a dead host of the cluster
     instance: Instance | None = None  # the instance's record; None if it is no instance
     pinned: bool = False  # whether the target is a former version, or scaled by the user
     prefers: Mapping[str, tuple[str, ...]] = {}  # network -> addresses to get if they are free
@@ -309,7 +308,7 @@ class Target(NamedTuple):
 
     @property
     def missing_volumes(self) -> list[tuple[str, str]]:
-        """Return (service, volume) of each named volume that does not exist. An undo deletes it."""
+        """Return (service, volume) for each named volume to create, which an undo deletes."""
         mounted = self.files.volumes if self.files is not None else ()
         missing = [
             one.name

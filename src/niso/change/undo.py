@@ -102,8 +102,8 @@ def _not_undone(names: str, error: Error) -> Error:
 def in_order(store: Store, intents: Iterable[Intent]) -> list[Intent]:
     """Sort changes in progress (intents) into the order in which they must be undone.
 
-    A service that shares a namespace now comes before the namespace's owner. A service that will
-    share a namespace after the undo comes after the owner.
+    A present sharer comes before its provider. A service that becomes a sharer by the undo comes
+    after its provider.
     """
     left = {intent.service: intent for intent in intents}
     firsts: dict[str, set[str]] = {name: set() for name in left}
@@ -190,8 +190,8 @@ def undo(
 def _remove_created(machine: Machine, intents: list[Intent], report: Report) -> dict[str, Error]:
     """Delete the volumes that activations have created. Return {service: error}.
 
-    Such a volume can be incomplete: if a database is killed while it creates its files, it cannot
-    use them later. Volumes of processes that still run are kept.
+    A new volume can be incomplete: a database that is killed while it creates its files cannot use
+    them later. Volumes of processes that still run stay.
     """
     errors: dict[str, Error] = {}
     used = {one for i in intents for one in i.created if machine.processes.runs(i.service)}
@@ -222,7 +222,7 @@ def restore_manifest(store: Store, row: ServiceRow | None) -> None:
 
 
 def _take_out(machine: Machine, names: Iterable[str], report: Report) -> None:
-    """Send no new connections to instances without a process. niso health may send some later."""
+    """Send no new connections to instances without a process. niso health may change this later."""
     store = machine.store
     if not (dead := _without_process(machine, names)):
         return

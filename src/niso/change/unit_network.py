@@ -54,7 +54,7 @@ def _file(attachment: str) -> str:
 
 
 def _network_text(attachment: str, unit: str, words: Sequence[str], state_id: str) -> str:
-    """Return the text of the unit that attaches a namespace by running niso with ``words``."""
+    """Return the text of a unit that attaches a namespace by the command niso ``words``."""
     lines = [
         _MARK + state_id,
         "[Unit]",
@@ -168,7 +168,7 @@ def _undo(
 
 
 def unit_of(machine: Machine, attachment: str) -> str | None:
-    """Return the unit that runs in an attachment's namespace, or None if there is no unit."""
+    """Return the name of the ordinary unit that runs in an attachment's namespace, or None."""
     units = machine.processes.units
     text = units.read(_file(attachment)) if units.booted() else None
     if text is None or not text.startswith(_MARK + machine.store.state_id()):
@@ -178,7 +178,7 @@ def unit_of(machine: Machine, attachment: str) -> str | None:
 
 
 def detach(machine: Machine, name: str, unit: str, report: Report = silent) -> None:
-    """Detach a unit's namespace, and remove the files of the units that attached it.
+    """Detach a unit's namespace. Remove the unit that attached the namespace, and the drop-in.
 
     From its next start on, the ordinary unit has the host's network. Its running process stays in
     the namespace, which no longer has a network. Raises Error.

@@ -137,7 +137,8 @@ def _warn_of_files(session: Session, store: Store, names: list[str]) -> None:
 def warn_of_name_servers(session: Session, machine: Machine, names: list[str]) -> None:
     """Warn about services whose name servers do not answer, or cannot be reached by services.
 
-    The name servers are from the host's resolv.conf or from manifests. Each is tested once a boot.
+    The name servers are from the host's resolv.conf or from manifests. Each name server is tested
+    once per boot.
     """
     store = machine.store
     rows = [store.service(name) for name in names]

@@ -130,8 +130,8 @@ def _line(value: object) -> bytes:
 
 class _PageServer:
     """The forked process that serves the page, and its pipes. Create it before this process opens
-    the database: the fork's memory then contains no data of the database. The end of the ``with``
-    block stops the process.
+    the database: the memory of the forked process then contains nothing from the database. The end
+    of the ``with`` block stops the process.
     """
 
     def __init__(self, listener: socket.socket) -> None:
@@ -291,12 +291,10 @@ _KEPT = ("DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "LANG", "PATH", "TERM")
 
 @contextmanager
 def _in_browser(address: str) -> Iterator[None]:
-    """Open a URL in the browser of the user who called sudo(8).
-
-    The URL contains the token, and all users can read the arguments of a process (proc(5)). The
-    browser therefore gets the path of a file that only the user can read, and that redirects to the
-    URL. The end of the ``with`` block removes the file. Raises UsageError if the user has no
-    desktop session.
+    """Open a URL in the browser of the user who called sudo(8). The URL contains the token, and all
+    users can read the arguments of a process (proc(5)). The browser therefore gets the path of a
+    file that only the user can read, and that redirects to the URL. The end of the ``with`` block
+    removes the file. Raises UsageError if the user has no desktop session.
     """
     sudo = os.environ.get("SUDO_UID", "")
     uid = int(sudo) if sudo.isascii() and sudo.isdigit() else 0

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 class Argument(NamedTuple):
     """A positional argument of a command, such as ``NAME``, ``FILE?``, ``PATH*`` or ``-- CMD...``.
 
-    A last character ``?`` makes the argument optional, ``+`` allows several values, and ``*``
-    allows none or several. After ``-- ``, the argument takes all remaining words. ``completes`` is
-    a key of `complete._KINDS`. ``key`` is the attribute of `Args` that gets the value. The default
-    is the name in lower case, with an s if several values are allowed.
+    The notation may end with ``?`` (optional), ``+`` (one or more values) or ``*`` (any number).
+    After ``-- ``, the argument takes all remaining words. ``completes`` is a key of
+    `complete._KINDS`. ``key`` is the attribute of `Args` that gets the value, by default the
+    argument's name in lower case, with an s if several values are allowed.
     """
 
     spelled: str
@@ -101,10 +101,10 @@ class Command(NamedTuple):
     """The description of a command.
 
     ``does`` is an imperative phrase for help. Each line of ``lines`` is an example, and can end
-    with two spaces, ``#``, a space and a remark. Each line of ``statuses`` is an exit status with
-    its meaning. ``root`` is True if the command needs root. ``ends`` is True if the command stops
-    or deletes something. Such a command is never suggested for a misspelt one. If ``aside`` is
-    True, the help of its group lists only the command's name.
+    with two spaces, ``#``, a space and a remark. Each line of ``statuses`` describes an exit
+    status. ``root`` is True if the command needs root. ``ends`` is True if the command stops or
+    deletes something. Such a command is never suggested for a misspelt one. If ``aside`` is True,
+    the help of its group lists only the command's name.
 
     A command with ``actions`` is a group. Each action has a name such as ``net list``.
     """

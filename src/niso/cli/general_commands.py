@@ -117,9 +117,7 @@ def _print_imported(made: niso.ImportedStack) -> None:
 
 
 def follow(start: Callable[[Callable[[str], None]], Following]) -> int:
-    """Run the agent that ``start(log)`` returns, and print its log, until a signal arrives. Returns
-    the exit status.
-    """
+    """Run the agent that ``start(log)`` returns until a signal arrives. Return the exit status."""
     following = start(lambda line: print(output.escaped(line), flush=True))
     ended = []
 

@@ -211,7 +211,8 @@ _MANY, _EXAMPLES, _OWN = 10, 3, ("missing", "different")
 
 def _lines(findings: Sequence[niso.Finding], every: bool) -> Iterator[str]:
     """Yield the lines that report findings of niso net check. If more than `_MANY` objects of one
-    type have the same problem, one line reports all of them. With ``every``, each has a line.
+    type have the same problem, one line reports all of them. With ``every``, each object has a
+    line.
     """
     kinds: dict[tuple[str, str], list[niso.Finding]] = {}
     for number, one in enumerate(findings):

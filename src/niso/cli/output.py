@@ -198,7 +198,7 @@ def ago(seconds: float | None, never: str = "-") -> str:
 
 
 def flow_cells(flow: niso.Flow | niso.PolicyEffect) -> tuple[str, ...]:
-    """Return a flow's cells for the columns FROM, TO, NEW, OPEN and LAST of a table."""
+    """Return a flow's cells for the table columns FROM, TO, NEW, OPEN and LAST."""
     return (*ends(flow), str(flow.new or "-"), str(flow.open or "-"), ago(flow.ago))
 
 
@@ -236,7 +236,7 @@ def result[T](args: Args, value: T, show: Callable[[T], object]) -> int:
 
 
 def results[T](args: Args, done: Sequence[T], line: Callable[[T], str]) -> int:
-    """Print ``done`` as JSON with --json, or else ``line(item)`` for each. Return 0."""
+    """Print ``done`` as JSON with --json, or else ``line(item)`` for each item. Return 0."""
     return result(args, done, lambda done: [print(line(one)) for one in done])
 
 

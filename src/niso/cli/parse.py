@@ -1,8 +1,9 @@
 """Parse command lines, and format help: the first screen, a group of commands, one command.
 
 niso does not use argparse, for two reasons. Its import takes a seventh of the time of a short
-command (docs/design/dependencies.md). For a misspelt option and a missing argument, it reports only
-the missing argument. Options may come anywhere before ``--``, and cannot be abbreviated.
+command (docs/design/dependencies.md). If an option is misspelt and an argument is missing, argparse
+reports only the missing argument. Options may come anywhere before ``--``, and cannot be
+abbreviated.
 """
 
 from __future__ import annotations

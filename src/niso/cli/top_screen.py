@@ -203,7 +203,7 @@ class TopScreen(App[None]):
         self._draw()
 
     def update_sockets(self, service: str, sockets: tuple[ServiceSocket, ...]) -> None:
-        """Show the sockets of a service, unless the user has selected another one since."""
+        """Show a service's sockets, unless the user has selected another service since."""
         if service != self.chosen:
             return
         self._sockets = {}

@@ -383,10 +383,11 @@ def _cells(flow: niso.Flow) -> tuple[str, ...]:
 
 
 def decided_by(flow: niso.Flow | niso.FlowLoad) -> str:
-    """Format what decided about a flow: ``published 80, db allow_from[0] "api:80"``.
+    """Format the port and policy entry that decided on a flow: ``published 80, db allow_from[0]
+    "api:80"``.
 
-    If the verdict would now be different, the result shows this. Returns "" if no published port
-    and no policy is involved.
+    The result also shows whether the present policies decide differently. Returns "" if no
+    published port and no policy is involved.
     """
     parts = [] if flow.published is None else [f"published {flow.published}"]
     if flow.key:
@@ -434,7 +435,7 @@ def _learn(host: Host, args: Args) -> int:
 
 
 def _watch(period: str) -> str:
-    """Wait for a period such as ``1h``, or until Ctrl-C. Return when the wait began (RFC 3339)."""
+    """Wait for a period such as ``1h``, or until Ctrl-C. Return the start time (RFC 3339)."""
     seconds = duration(period, "--for")
     start = datetime.now(UTC)
     output.note(f"niso: watching for {period}; Ctrl-C ends it early")

@@ -6,8 +6,9 @@ The agent can be killed at any point, because all of its state is in files: the 
 this host's etcd lease in the run folder. While the agent or etcd is down, services continue to run,
 but changes on other hosts do not reach this host.
 
-Another file contains the time of the last poll, and when each dead host was first found dead, on
-this host's monotonic clock. Clocks of different hosts are never compared.
+Another file contains the time of the last poll, and the time at which each dead host was first
+found dead. Both are times of this host's monotonic clock, because clocks of different hosts are
+never compared.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ class Agent:
     def poll(
         self, store: Store, kernel: Kernel, engine: Etcd, now_s: float, whole: bool = True
     ) -> list[str]:
-        """Synchronise with etcd once. Return the names of other hosts' services that changed.
+        """Synchronise with etcd once. Return the names of changed services of other hosts.
 
         Without ``whole``, only services that changed in etcd since the last poll are compared,
         unless that poll was not completed, or hosts or networks have changed. ``now_s`` is a
@@ -189,9 +190,10 @@ class Agent:
         return True
 
     def _spans(self, store: Store, kernel: Kernel, engine: Etcd, member: bool) -> list[str]:
-        """Compare this host's networks that span hosts with etcd. Return the remaining names. If
-        this host is in the cluster (``member``), a network that etcd lacks is removed from this
-        host. If services of this host use the network, it is written to etcd again instead.
+        """Compare this host's networks that span hosts with etcd. Return the names of the networks
+        that this host has afterwards. If this host is in the cluster (``member``), a network that
+        etcd lacks is removed from this host. If services of this host use the network, it is
+        written to etcd again instead.
         """
         here = {n.name: n.span.vni for n in store.networks() if n.span is not None}
         if not member:
@@ -261,9 +263,10 @@ class Agent:
             self.log(text)
 
     def _guarded(self, store: Store, now: EngineView, now_s: float) -> EngineView:
-        """Return the cluster's state ``now``, but with all hosts if too many disappeared at once.
-        If etcd has lost its data, or this host's member is cut off, all other hosts seem to have
-        disappeared. They and their services therefore stay for `GUARD_S` seconds.
+        """Return the cluster's state ``now``. If too many hosts disappeared at once, add the
+        disappeared ones. If etcd has lost its data, or this host's member is cut off, all other
+        hosts seem to have disappeared. They and their services therefore stay for `GUARD_S`
+        seconds.
         """
         others = [host for host in now.hosts if host.name != self.host]
         empty = not any(
@@ -537,9 +540,9 @@ class WatchedKeys:
     ) -> None:
         """Watch a prefix in etcd until ``over`` is set, and update this cache by the events.
 
-        ``prefix`` may be shorter than that of the cache. ``notice`` is called to request a poll:
-        with True if the poll must start at once. This is so after a gap between two watches, and
-        if ``hurry`` is set also after each change.
+        ``prefix`` may be shorter than the cache's prefix. ``notice`` is called to request a poll,
+        with True if the poll must start at once: at the start of each watch, and with ``hurry``
+        after each change.
         """
         wait = _BACK_OFF_S[0]
         engine = connected(connect, over)
@@ -575,7 +578,7 @@ class WatchedKeys:
         """Return {name: key with value} for all keys with the prefix. Updates an outdated cache.
 
         If nothing has changed, the dict is the same object as before. ``known`` is a key that the
-        caller has just read. If it differs from the cache, all keys are read.
+        caller has just read. If this key differs from the cache, all keys are read.
         """
         with self._lock:
             items = self._items
@@ -608,7 +611,7 @@ class WatchedKeys:
         return items
 
     def _checked(self, engine: Etcd, now_s: float) -> dict[str, KeyValue] | None:
-        """Return the cached keys, or None if `Etcd.mark` shows that etcd has others."""
+        """Return the cached keys, or None if `Etcd.mark` shows that etcd's keys have changed."""
         with self._lock:
             before = self._at
         revision, newest, lease, number = engine.mark(self.prefix)
@@ -641,7 +644,7 @@ def about(seconds: float) -> float:
 
 
 class Lag:
-    """A measurement of how long changes wait for a poll. Several threads may call `notice`."""
+    """A timer of how long changes wait until a poll applies them. Threads may call `notice`."""
 
     def __init__(self) -> None:
         self._since_s: float | None = None

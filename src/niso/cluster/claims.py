@@ -4,11 +4,11 @@ The claim of a service consists of etcd keys: one for the service, one for each 
 each name. One transaction changes all of them, so two hosts cannot reserve the same address or
 name.
 
-Each claim contains a random id, its ``mark``. If etcd does not answer a request, this host reads
-the claim. If the claim in etcd has the id of the request, the request was carried out. Otherwise
-etcd may still carry out the request later. This host therefore sends the request again, with a
-condition that at most one of the two requests can meet. It repeats this until the claim in etcd
-shows which host has reserved the service.
+Each claim contains ``mark``, the random id of the request that wrote the claim. If etcd does not
+answer a request, this host reads the claim. If the claim in etcd has this request's id, the request
+was carried out. Otherwise etcd may still carry out the request later. This host therefore sends the
+request again, with a condition that at most one of the two requests can meet. It repeats this until
+the claim in etcd shows which host has reserved the service.
 """
 
 from __future__ import annotations
@@ -83,15 +83,15 @@ class Claims:
 
         With ``keep``, former addresses and names stay reserved until `publish`: this host still
         uses them, and an undo may need them. With ``take``, this host takes over the claim of a
-        dead host. ``since`` is the number ``gen`` of this host's recorded claim, or 0. A claim of
-        another host with a lower ``gen`` comes from a backup, and is replaced.
+        dead host. ``since`` is the number ``gen`` of the claim that this host has recorded, or 0. A
+        claim of another host with a lower ``gen`` comes from a backup of etcd, and is replaced.
 
         A service with a service address can be on several hosts. This host is added to them if one
         is alive, or if the ``gen`` of their claim is ``since``. With ``renew``, the claim is
         written even if nothing changes, so that etcd can no longer carry out an earlier request.
 
-        Raises Conflict if another host has reserved the service, or another service an address or
-        name. Raises NotFound if etcd lacks a network.
+        Raises Conflict if another host has reserved the service, or if another service has reserved
+        one of its addresses or names. Raises NotFound if etcd lacks a network.
         """
         mark, raced = os.urandom(16).hex(), False
 
@@ -471,9 +471,9 @@ def _listed(words: Iterable[str]) -> str:
 def _free(
     net: subnets.Network, gateway: str, taken: dict[str, Any], raced: bool, network: str
 ) -> str:
-    """Return the lowest free address of a subnet, or if ``raced`` a random low one. With a random
-    address, another host is unlikely to choose the same address. ``taken`` has the used addresses
-    as keys. Raises Conflict if no address is free.
+    """Return the lowest free address of a subnet, or if ``raced`` a random low one. Another host is
+    then unlikely to choose the same address. ``taken`` has the used addresses as keys. Raises
+    Conflict if no address is free.
     """
     base = int(net.network_address)
     known = map(ipaddress.ip_address, filter(key_values.is_address, taken))

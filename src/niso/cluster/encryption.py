@@ -66,12 +66,12 @@ def address(cluster: str, host: str) -> str:
 
 
 def mtu(between: str, link: int) -> int:
-    """Return the tunnel's MTU over an interface with address ``between`` and MTU ``link``."""
+    """Return a tunnel's MTU over an interface with address ``between`` and MTU ``link``."""
     return link - HEADERS[6 if ":" in between else 4]
 
 
 def require_mtu(between: str, link: int) -> None:
-    """Raise Error if an interface's MTU ``link`` is too small for a tunnel from ``between``."""
+    """Raise Error if ``link``, the MTU of the interface, is too small for a tunnel over it."""
     least = LEAST_MTU + link - mtu(between, link)
     if link < least:
         raise Error(

@@ -58,7 +58,7 @@ class KeyValue(NamedTuple):
 
 
 class Compare(NamedTuple):
-    """A condition of a transaction: a key was last changed at a given revision."""
+    """A condition of a transaction: the modified revision of a key has a given value."""
 
     key: str
     modified: int = 0  # the revision of the key's last change; 0 if the key must not exist

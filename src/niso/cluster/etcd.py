@@ -1,8 +1,8 @@
 """Send requests to etcd through its JSON gateway (etcd.io/docs/v3.5/dev-guide/api_grpc_gateway).
 
 Any member can answer. If a member does not answer, the request is sent to the next one. A request
-that no member answers fails after about `ROUNDS` × `REQUEST_S` seconds. With fewer members, a
-request waits longer for each of them.
+that no member answers fails after about `ROUNDS` × `REQUEST_S` seconds. If the cluster has fewer
+members, a request waits longer for each of them.
 
 In JSON, fields that are false or 0 are left out, and 64-bit numbers are strings. When etcd has
 users, the gateway accepts only client certificates without a common name.
@@ -120,10 +120,10 @@ class Etcd:
         """Return a fingerprint of the keys with a prefix.
 
         The fingerprint is etcd's revision, the modified revision and the lease of the key that was
-        changed last (0 without keys), and the number of keys. While the last three are equal, no
-        key has changed: a changed key has a new revision, and a deleted key changes the number. If
-        etcd was restored from a backup, revisions can repeat, but the lease then differs. A
-        count_only request would ignore revisions (etcd 3.5.16).
+        changed last (0 without keys), and the number of keys. While the last three values are
+        equal, no key has changed: a changed key has a new revision, and a deletion changes the
+        number of keys. If etcd was restored from a backup, revisions can repeat, but the lease then
+        differs. A count_only request would ignore revisions (etcd 3.5.16).
         """
         order = {"limit": 1, "keys_only": True, "sort_order": "DESCEND", "sort_target": "MOD"}
         answer = self.call("/v3/kv/range", {**_span(prefix, True), **order}, True)
@@ -163,7 +163,7 @@ class Etcd:
                 raise
 
     def watch(self, prefix: str, revision: int, silence_s: float) -> Iterator[Batch]:
-        """Yield the changes of keys with a prefix, in batches, beginning with a revision.
+        """Yield the changes of keys with a prefix, in batches, from the revision ``revision`` on.
 
         Raises Refused (`COMPACTED`) if etcd no longer has all changes from this revision on. Raises
         NoAnswer if nothing arrives for ``silence_s`` seconds, or if the member has no leader.
@@ -352,7 +352,7 @@ def _document(text: bytes) -> dict[str, Any]:
 
 
 def _error(text: bytes) -> tuple[int, str]:
-    """Return (google.rpc.Code, reason) of an error response. An invalid one has the code 0."""
+    """Return (google.rpc.Code, reason) of an error response, or code 0 for invalid JSON."""
     try:
         document = _document(text)
         inner = document.get("error", document)

@@ -2,7 +2,7 @@
 
 An invitation is one file with the invited host's own certificate and key, so no server is needed to
 sign certificates. The invitation of a host that becomes a member of etcd also contains the
-authority's key, with which the host can invite others.
+authority's key, with which the host can invite other hosts.
 
 A host's certificate has no subject, because etcd's gateway refuses certificates with a common name
 when etcd has users. The extension subjectAltName is therefore critical (RFC 5280, 4.2.1.6).

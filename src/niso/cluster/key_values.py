@@ -63,14 +63,14 @@ def is_number(value: object, most: int = 1 << 53) -> bool:
 
 
 def version(text: object) -> str:
-    """Return the niso version of another host for display, or "" if the value is invalid."""
+    """Return the niso version of another host for display, or "" if ``text`` is no version."""
     good = isinstance(text, str) and len(text) <= _LONGEST_VERSION and text.isprintable()
     return str(text) if good else ""
 
 
 def is_usable(address: str, networks: tuple[tuple[str, str], ...]) -> bool:
-    """Return whether a service can have ``address`` on a network with these subnets. A subnet is a
-    pair (CIDR, address of the gateway).
+    """Return whether a service can have ``address`` on a network with these subnets, pairs (CIDR,
+    gateway address).
     """
     number = ipaddress.ip_address(address)
     for cidr, gateway in networks:
@@ -167,7 +167,7 @@ class ClusterClaim(NamedTuple):
         return self.up or any(self.others.values())
 
     def keys(self, keys: Keys) -> set[str]:
-        """Return the names of the etcd keys of all addresses and names, also of former ones."""
+        """Return the names of the etcd keys of all addresses and names, including former ones."""
         names = {keys.name(net, name) for net in self.networks for name in self.names}
         return {*names, *self.address_keys(keys), *self.kept}
 
@@ -208,7 +208,7 @@ def added(value: dict[str, Any], host: str) -> dict[str, Any]:
 
 
 def left(value: dict[str, Any], host: str) -> dict[str, Any]:
-    """Return the value of a service's key in etcd without ``host``. Another host must remain."""
+    """Return the value of a service's key in etcd without ``host``. It must have other hosts."""
     rest = turned(value, sorted({value["host"], *value["others"]} - {host})[0])
     others = {name: each for name, each in rest["others"].items() if name != host}
     return {key: each for key, each in rest.items() if key != "others"} | (
@@ -223,7 +223,7 @@ def others_of(value: dict[str, Any]) -> dict[str, bool]:
 
 def claim_of(item: KeyValue, keys: Keys, host: str = "") -> ClusterClaim:
     """Parse the value of a service's key in etcd to a claim. Raises Error if it is invalid. If
-    several hosts have claims, returns that of ``host``, or of any host if ``host`` has none.
+    several hosts have claims, returns the claim of ``host``, or of any host if ``host`` has none.
     """
     value = decode(item.value, item.key)
     try:

@@ -1,7 +1,6 @@
 """Change the etcd keys that describe the cluster, its hosts and its networks, by compare-and-swap.
 
-The functions here do not check that this host is in a cluster, nor that etcd has the data of this
-cluster. The callers check both.
+Callers must check that this host is in a cluster, and that etcd has this cluster's data.
 """
 
 from __future__ import annotations
@@ -131,8 +130,8 @@ class ClusterKeys:
             self.engine.commit(Txn((Compare(item.key, item.modified),), (put,)))
 
     def live(self, host: str, state_id: str, lease: int, boot: str) -> bool:
-        """Write the key by which a host is alive until its lease expires. Returns False if the host
-        is not in the cluster, or another state folder has its name.
+        """Write the key that shows that a host is alive. The key is deleted when ``lease`` expires.
+        Returns False if the host is not in the cluster, or another state folder has its name.
         """
         item = self._item(self.keys.host(host))
         if item is None or decode(item.value, item.key).get("id") != state_id:
@@ -158,14 +157,15 @@ class ClusterKeys:
         return hosts
 
     def say_late(self, host: str, lease: int, seconds: int) -> None:
-        """Write for how many seconds changes have waited for a host's agent. 0 deletes the key."""
+        """Write how long changes have waited for a host's agent (`late`). 0 deletes the key."""
         key = self.keys.late + host
         value = encode({"seconds": seconds})
         self.engine.commit(Txn((), (Put(key, value, lease) if seconds else Delete(key),)))
 
     def late(self) -> dict[str, int]:
-        """Return {host: seconds} that changes have waited for its agent, without hosts with 0.
-        Invalid values are ignored. The answer may be old, and comes from any etcd member.
+        """Return {host: seconds}: how long the oldest unapplied change has waited for the host's
+        agent. Hosts without such a change are left out. The answer may be outdated, because any
+        etcd member may answer, even one that is cut off.
         """
         behind = {}
         for item in self.engine.get(self.keys.late, stale=True).items:
@@ -257,7 +257,7 @@ class ClusterKeys:
         self._commit(txn, lambda: all(item.key != key for item, _ in self._had_by(host)))
 
     def _had_by(self, host: str) -> list[tuple[KeyValue, ClusterClaim]]:
-        """Return (key, claim) for each service that a host has, or that was taken over from it."""
+        """Return (key, claim) for each service of a host, including services taken over from it."""
         items = self.engine.get(self.keys.services).items
         claims = [(item, key_values.claim_of(item, self.keys)) for item in items]
         return [(item, claim) for item, claim in claims if host in (*claim.hosts, claim.former)]

@@ -30,10 +30,11 @@ if TYPE_CHECKING:
 def apply_claims(store: Store, kernel: Kernel, now: EngineView, own: str) -> list[str]:
     """Apply the state ``now`` of etcd to rows and kernel. Return the names of changed services.
 
-    ``own`` is this host's name. Services of this host are not copied, nor are addresses that a
-    command has reserved here after ``now`` was read. An address that has moved to another service
-    is first removed from the former service, with its conntrack entries. The caller must not have
-    niso's lock. After KernelError or Error nothing is recorded, and the next call tries again.
+    ``own`` is this host's name. Services of this host are not copied. Addresses that a command has
+    reserved here since ``now`` was read are not copied either. An address that has moved to another
+    service is first removed from the former service, with its conntrack entries. The caller must
+    not have niso's lock. After KernelError or Error nothing is recorded, and the next call tries
+    again.
     """
     with Lock():
         if not store.cluster_id():  # a command left the cluster after etcd was read
@@ -75,9 +76,9 @@ def apply_claims(store: Store, kernel: Kernel, now: EngineView, own: str) -> lis
 def _unreachable(
     present: dict[str, ClaimedService], wanted: dict[str, ClaimedService]
 ) -> dict[str, ClaimedService]:
-    """Return {name: copy marked as not up} of instances in ``wanted`` with a new address or host.
-    The kernel could otherwise send connections to an instance before it has the instance's
-    neighbour and forwarding entries. ``present`` are the instances in the store.
+    """Return {name: copy marked as not up} for the instances in ``wanted`` that have a new address
+    or host. Otherwise the kernel could send connections to an instance before it has the neighbour
+    and forwarding entries of this instance. ``present`` are the instances in the store.
     """
     return {
         name: known._replace(addresses=tuple(a._replace(up=False) for a in known.addresses))
@@ -113,9 +114,7 @@ def _wanted(
 
 
 def fenced(store: Store, now: EngineView, own: str) -> list[str]:
-    """Return the names of this host's services that another host has taken over. The other host's
-    claim has a higher ``gen``.
-    """
+    """Return this host's services that another host, with a higher ``gen``, has taken over."""
     lost = []
     for claim in store.across.claims(now.only):
         known = now.services.get(claim.service, NOTHING)
@@ -248,10 +247,10 @@ def make_way(
     """Delete rows of remote services whose name or address this host has just reserved.
 
     ``services`` are the reserved names, and ``addresses`` the reserved (network, address) pairs.
-    Such rows exist because this host's copy of etcd's state may be outdated. If an inactive service
-    of this host had one of the addresses, the record of its claim is deleted. A service that other
-    hosts have also reserved stays until the caller's change replaces it, so that connections to
-    its service address reach their instances without a gap. The caller has niso's lock, and no open
+    Such rows exist if this host's copy of etcd's data is outdated. If an inactive service of this
+    host had one of the addresses, the record of its claim is deleted. A service that other hosts
+    have also reserved stays until the caller's change replaces it, so that connections to its
+    service address reach their instances without a gap. The caller has niso's lock, and no open
     transaction. Raises KernelError.
     """
     _revert_attempt(store, kernel, report)
@@ -267,8 +266,8 @@ def make_way(
 
 
 def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, ClaimedService]) -> Scope:
-    """Return the scope of a change that gives the remote services named ``changed`` their state in
-    ``wanted``, or removes those that ``wanted`` lacks.
+    """Return the scope of a change of the remote services ``changed``. Each gets its state in
+    ``wanted``, or is removed if ``wanted`` lacks it.
     """
     changed = {*changed}
     # include the service itself, because its service address is mapped to its instances
@@ -351,7 +350,7 @@ def changed_services(
 
     ``now`` is etcd's state of networks that the command adds to this host: their services are
     added. This host has newly reserved the names ``services`` and the pairs (network, address) in
-    ``addresses``: remote services lose them.
+    ``addresses``: remote services lose these names and addresses.
     """
     had = store.across.holders(addresses).values()
     present = _present(store, {*now.services, *services, *had})
@@ -366,8 +365,8 @@ def changed_services(
 
 
 def write(store: Store, now: EngineView, own: str, changed: dict[str, ClaimedService]) -> None:
-    """Write rows of the remote services ``changed`` and of new hosts, in the caller's transaction.
-    ``changed`` is as from `changed_services`. The caller then updates the kernel for `scope_of`.
+    """Write rows of new hosts and of ``changed``, a result of `changed_services`, in the caller's
+    transaction. The caller then updates the kernel in the scope that `scope_of` returns.
     """
     spans = store.across
     known_hosts = spans.peers()
@@ -384,7 +383,7 @@ def _without(
     addresses: Collection[tuple[str, str]],
 ) -> dict[str, ClaimedService]:
     """Remove ``services``, and ``addresses`` as (network, address), from the services ``some``.
-    Returns {name: new state} of the changed services only. A removed one has no addresses.
+    Returns {name: new state} of the changed services only. A removed service has no addresses.
     """
     changed = {}
     for name, known in some.items():
@@ -440,8 +439,8 @@ def seen(
     """Decode the address keys (``net/NETWORK/a/…``) of some networks to services.
 
     ``networks`` maps each network to its keys. ``subnets`` maps each network to (CIDR, gateway)
-    pairs. Keys with an address that a service cannot have there, or of a host that the host
-    ``own`` cannot reach, are listed in the result's ``wrong``.
+    pairs. The result's ``wrong`` lists the keys with an address that no service can have on the
+    network, and those of a host that the host ``own`` cannot reach.
     """
     items = {name: {item.key: item for item in some} for name, some in networks.items()}
     return View(keys, own).seen(hosts, items, subnets)
@@ -494,7 +493,7 @@ class View:
         )
 
     def done(self) -> None:
-        """Record that the last result of `seen` was applied: the next one has only changes."""
+        """Record that the last result of `seen` was applied: the next result has only changes."""
         self._is_done = True
 
     def doubt(self) -> None:
@@ -576,8 +575,8 @@ class View:
 
 
 def _strange_hosts(hosts: Sequence[HostEntry], own: str) -> frozenset[str]:
-    """Return the names of hosts that the host ``own`` cannot reach by their addresses. Such an
-    address is not unicast, equals the address of ``own``, or has another IP version.
+    """Return the names of hosts whose addresses the host ``own`` cannot reach: the address is not
+    unicast, equals the address of ``own``, or has another IP version than it.
     """
     here = next((host.address for host in hosts if host.name == own), "")
     return frozenset(

@@ -51,7 +51,8 @@ STRAY_S = 600.0
 
 
 class OwnClaims:
-    """A publisher, which repeatedly makes this host's claims in etcd match the store.
+    """A publisher that makes this host's claims in etcd match the store. The agent uses it in each
+    poll.
 
     ``log`` logs a line. ``say`` logs a line unless the line repeats the previous one.
     """
@@ -114,7 +115,7 @@ class OwnClaims:
 
     def _delete_strays(self, store: Store, claims: Claims, now: EngineView, now_s: float) -> bool:
         """Delete claims of this host for services that its store does not contain. Late requests
-        and restored backups of etcd leave such claims. Returns True if there were none.
+        and restored backups of etcd leave such claims. Returns True if there were no such claims.
         """
         names = now.services if now.only is None else now.only & now.services.keys()
         own = {
@@ -259,11 +260,10 @@ def _by_network(pairs: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
 def _is_wanted(
     store: Store, row: ServiceRow, record: ClaimRow | None, have: Held | None, mine: bool
 ) -> bool:
-    """Return whether a service of this host should have a claim in etcd.
-
-    ``record`` is the claim's row, and ``have`` the claim in etcd, which is this host's if ``mine``.
-    An active service should always have a claim. An inactive service should not, if other hosts
-    have it too, if an earlier command failed to reserve it, or if an address is missing.
+    """Return whether a service of this host should have a claim in etcd. ``record`` is the claim's
+    row. ``have`` is the claim in etcd, and ``mine`` whether the claim is this host's. An active
+    service should always have a claim. An inactive service should have none if other hosts have the
+    service too, if an earlier command failed to reserve it, or if an address is missing.
     """
     if row.active:
         return True

@@ -132,7 +132,8 @@ def prepare() -> pwd.struct_passwd | None:
 def refuse(serials: Sequence[str]) -> list[str]:
     """Make this host's etcd member refuse more certificates. Return all refused serial numbers.
 
-    Former serial numbers stay, because etcd's own list may have been restored from an old backup.
+    Earlier serial numbers stay refused, because etcd's own list may have been restored from an old
+    backup.
     """
     before = (files.read(_refused_file()) or b"").decode().split()
     every = sorted({*before, *serials})
@@ -340,7 +341,7 @@ _ALARMS = {
 
 
 def alarmed(states: Iterable[EtcdState]) -> list[tuple[str, str]]:
-    """Return (warning, next step) for each alarm in the states of members."""
+    """Return (warning, next step) for each alarm in the states of etcd's members."""
     known = dict.fromkeys(alarm for state in states for alarm in state.alarms)
     said = (_ALARMS.get(alarm, ("has an alarm", "etcdctl alarm list")) for alarm in known)
     return [
@@ -404,7 +405,7 @@ def snapshot(engine: Etcd) -> Iterator[bytes]:
 
 
 def _insist(request: Callable[[], object], is_done: Callable[[], bool]) -> None:
-    """Call ``request`` until ``is_done()``, for `PATIENCE_S` s. Raises NoAnswer, Refused."""
+    """Repeat ``request`` for `PATIENCE_S` s or until ``is_done()``. Raises NoAnswer, Refused."""
     until = time.monotonic() + PATIENCE_S
     while not is_done():
         try:

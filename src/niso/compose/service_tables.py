@@ -538,7 +538,7 @@ class ComposeService:
 
     # --- instances: scale, deploy.replicas, deploy.update_config ------------------------------
     def _instances(self) -> None:
-        """Convert the number of instances, and ``update_config``, if niso supports them here."""
+        """Convert the number of instances and ``update_config``, or add them to the gaps."""
         deploy = _mapping(self._keys.get("deploy"))
         update = _mapping(deploy.get("update_config"))
         key, number = self._replicas(deploy)
@@ -577,8 +577,8 @@ class ComposeService:
         return key, min(number, most)
 
     def _one_process(self) -> str:
-        """Return why this service cannot have a service address, or "" if it can. A service with a
-        service address also needs a health check, which `_unchecked` adds.
+        """Return why this service cannot have a service address, or "" if it can. A service address
+        also requires a health check, which `_unchecked` adds.
         """
         mode = self.tables.get("network", {}).get("mode", "bridge")
         if self.given in self._world.jobs:
@@ -655,7 +655,8 @@ class ComposeService:
 
     def _spread_ports(self) -> None:
         """Remove published ports that niso does not support for a service with a service address.
-        These are long ranges, and host ports that publish different ports of the service.
+        niso supports neither long ranges nor a host port that publishes several ports of the
+        service.
         """
         network, most = self.tables.get("network", {}), process_keys.MAX_SPREAD
         earlier: list[PortMapping] = []

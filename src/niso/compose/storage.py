@@ -210,9 +210,7 @@ _BYTES = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 
 
 def words(value: object) -> list[str] | None:
-    """Return the words of a command: a list, or a string that is split as in a shell. Returns None
-    if the command is invalid.
-    """
+    """Return a command's words: a list, or a string split as in a shell. None if invalid."""
     if isinstance(value, str):
         try:
             return shlex.split(value)

@@ -2,8 +2,8 @@
 
 The specification is containernetworking/cni, SPEC.md, versions 0.3.0 to 1.1.0. If niso is in a list
 of plugins, the engine passes the key ``prevResult``. For ADD, this is the result of the plugins
-before niso, into which niso merges its own result. For CHECK and DEL, it is the result of the whole
-list.
+before niso, into which niso merges its own result. For CHECK and DEL, ``prevResult`` is the result
+of the whole list.
 
 If the configuration has the key ``kubernetes``, a pod is attached with a policy that allows only
 connections from the host. The agent (`niso.engines.pod_agent`) computes the pod's network policies,
@@ -347,8 +347,8 @@ def _ports(mappings: Any) -> Iterator[PortMapping]:
 
 
 def _policy(call: Call, notes: Mapping[str, str]) -> Policy:
-    """Return the policy that allows what configuration, annotations and CNI_ARGS all allow.
-    ``notes`` are the annotations {key: value}. Raises Failure for an unknown key.
+    """Return the policy that allows only packets that configuration, annotations and CNI_ARGS all
+    allow. ``notes`` are the annotations {key: value}. Raises Failure for an unknown key.
     """
     noted = _once(((key.replace("-", "_"), value) for key, value in notes.items()), _PREFIX)
     own = [(key[5:].lower(), value) for key, value in call.args.items() if key[:5] == "NISO_"]
@@ -490,7 +490,7 @@ def require_free(store: Store, call: Call, same: AttachedRow | None) -> None:
     """Raise Failure if another plugin or an earlier ADD has created the requested interface.
 
     If niso is twice in the list of plugins, the interface of its first call is no error. ``same``
-    is the container's present attachment, or None.
+    is the container's existing attachment, or None.
     """
     own = store.attachments.links(same.service) if same is not None else ()
     is_own = any(link.interface == call.interface for link in own)

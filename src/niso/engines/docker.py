@@ -293,9 +293,10 @@ def _join(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _forget_ended(machine: Machine, request: Request) -> None:
-    """Detach endpoints of containers that ended while dockerd could not call niso, such as killed.
-    Docker reuses the addresses and ports of such containers. An endpoint whose interface Docker may
-    still be moving is detached only if ``request``, a new endpoint, has one of its addresses.
+    """Detach endpoints of containers that exited while dockerd could not call niso, for example
+    because dockerd was killed. Docker reuses the addresses and ports of such containers. An
+    endpoint whose interface Docker may still be moving is detached only if ``request``, a new
+    endpoint, has one of its addresses.
     """
     store = machine.store
     wanted = {ip for entry in request.networks for ip in entry.ips}
@@ -414,7 +415,7 @@ def _delete_endpoint(given: dict[str, Any]) -> None:
 
 
 def resume_pending() -> bool:
-    """Find, after a restart of this driver, the endpoints that `complete_pending` must handle.
+    """After a restart of this driver, find the endpoints that `complete_pending` must complete.
     Returns False after an error, so that the caller tries again.
     """
     if not os.path.lexists(paths.database()):
@@ -452,7 +453,7 @@ def _remove_left_files(machine: Machine) -> None:
 
 def complete_pending() -> bool:
     """Attach the namespace of each container into which Docker has moved niso's interface. Returns
-    whether an interface has not been moved yet, so that the caller calls again.
+    whether Docker has not moved some interface yet: the caller must then call again.
     """
     for id, since in list(_waiting.items()):
         try:

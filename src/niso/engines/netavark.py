@@ -356,8 +356,8 @@ def _mac(mine: Mapping[str, Any], chosen: object) -> str:
     """Return the MAC address that a user has chosen for a container, or "" for none.
 
     ``mine`` are the network's options in Podman's call, and ``chosen`` those in Podman's database.
-    A MAC address that is only in ``mine`` may be one that niso derived from the container's name.
-    It is ignored, because the container may have been renamed.
+    A MAC address that is only in ``mine`` is ignored: niso may have derived the address from a
+    former name of the container.
     """
     mac = plugin.mac(mine.get("static_mac"))
     is_derived = isinstance(chosen, dict) and not chosen.get("static_mac")
@@ -459,8 +459,9 @@ def _image_labels(database: str, record: Mapping[str, Any]) -> dict[str, Any] | 
 
 
 def _let_go(machine: Machine, container: str, called: str) -> None:
-    """Detach a deleted container named ``called``, for ``container``: the id of a new one with the
-    same name. Raises Conflict if Podman still has the former container, under another name.
+    """Detach a deleted container named ``called``, so that a new container of this name can be
+    attached. ``container`` is the id of the new container. Raises Conflict if Podman still has the
+    former container, under another name.
     """
     for attached in machine.store.attachments.all(OWNER):
         if attached.given != called or attached.id == container:
@@ -502,7 +503,7 @@ def _database_of(attached: AttachedRow) -> str:
 
 
 def _is_left(attached: AttachedRow) -> bool:
-    """Return whether Podman has deleted the container, and no process runs in its namespace."""
+    """Return whether Podman has deleted a container and no process runs in its namespace."""
     if recorded(_database_of(attached), attached.id) is not None:
         return False
     is_there = os.path.exists(attached.netns)

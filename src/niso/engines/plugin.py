@@ -185,10 +185,10 @@ def labels(
     """Return {KEY: value} from a container's labels ``niso.KEY``, without the keys of ``own``.
 
     ``given`` are all labels of the container. ``image`` returns the labels of its image, or None if
-    they cannot be read. ``own`` are options that the container has by other means than labels. In
-    errors, ``where`` precedes the keys of ``own``. Raises InvalidInput for an unknown label, a
-    label that contradicts ``own``, and a label of the image: the author of an image must not choose
-    a name that policies of other services allow.
+    they cannot be read. ``own`` are options that the container got from its engine instead of
+    labels, and ``where`` is the text before their keys in error messages. Raises InvalidInput for
+    an unknown label, a label that contradicts ``own``, and a label of the image: an image's author
+    must not choose a name that other services' policies allow.
     """
     some = given if isinstance(given, dict) else {}
     found = {str(key): str(value) for key, value in some.items() if str(key).startswith(LABEL)}
@@ -229,7 +229,7 @@ def policies(*given: tuple[Mapping[str, object], str]) -> Policy:
 
 
 def policy(given: Mapping[str, object], where: str) -> Policy:
-    """Parse a mapping of `POLICY_KEYS`. ``where`` precedes keys in errors. Raises InvalidInput."""
+    """Parse a mapping of `POLICY_KEYS`. Errors (InvalidInput) put ``where`` before keys."""
     if not given:
         return Policy()
     from niso.manifest.policy import denials, parse_entry  # most calls have none
@@ -257,7 +257,7 @@ def policy(given: Mapping[str, object], where: str) -> Policy:
 
 
 def flag(value: object, where: str) -> bool:
-    """Parse a boolean of an engine. In errors, ``where`` is the key. Raises InvalidInput."""
+    """Parse an engine option: true, false, 1 or 0. Raises InvalidInput for the key ``where``."""
     text = str(value).lower()
     if text not in ("true", "1", "false", "0"):
         raise InvalidInput(f"{where}={value}: not a truth value", "true or false")
@@ -265,8 +265,8 @@ def flag(value: object, where: str) -> bool:
 
 
 def free_name(machine: Machine, wanted: str, id: str, similar: bool = False) -> str:
-    """Return an unused name for an attachment, from ``wanted``, or else ``wanted`` and ``id``.
-    ``similar`` is as for `label`.
+    """Return an unused name for an attachment, made from ``wanted``, or from ``wanted`` and ``id``
+    if the first name is taken. ``similar`` is as for `label`.
     """
     name = label(wanted, similar)
     store = machine.store
@@ -309,7 +309,7 @@ def joined(store: Store, request: Request) -> Request:
 
 
 def take_off(machine: Machine, attached: AttachedRow, goes: Callable[[AttachedLink], bool]) -> None:
-    """Remove the interfaces of ``attached`` for which ``goes`` is true. If none remains, detach."""
+    """Remove the interfaces of ``attached`` for which ``goes`` returns true. If all go, detach."""
     store = machine.store
     links = store.attachments.links(attached.service)
     left = {link.network for link in links if not goes(link)}

@@ -156,8 +156,8 @@ class PodAgent:
 
     def _has_read(self, pod: PodId, errors: list[Error]) -> bool:
         """Read a new pod and its policies from the API server into the caches of the watches. The
-        watches may not have reported them yet. Adds an error to ``errors``. Returns False after an
-        error, and without a request if ``errors`` is not empty.
+        watches may not have reported them yet. An error is added to ``errors``, and the result is
+        then False. If ``errors`` is not empty, no request is sent, and the result is False.
         """
         namespace, name, _ = pod
         space = quote(namespace, safe="")
@@ -293,7 +293,7 @@ def is_applied(attached: AttachedRow) -> bool:
 
 
 def wait(store: Store, service: str, limit_s: float) -> bool:
-    """Wait up to ``limit_s`` seconds until a pod's policy is applied. Return whether it is."""
+    """Wait up to ``limit_s`` seconds until a pod's policy is applied. Return False on timeout."""
     until, pause = time.monotonic() + limit_s, _FIRST_S
     while True:
         attached = store.attachments.get(service)

@@ -91,9 +91,9 @@ def flush_ports(
     """Delete the conntrack entries of flows to or from ports of the host, and return their number.
 
     Callers use this function when published ports are added, removed or moved. A port is (protocol,
-    first, last), before NAT. ``addresses`` is a function that returns addresses and prefixes: only
-    flows to these destinations are deleted. It is called at most once, and only if a flow uses one
-    of the ports.
+    first, last), before NAT. ``addresses()`` returns addresses and prefixes: only flows to these
+    destinations are deleted. The function is called at most once, and only if a flow uses one of
+    the ports.
 
     TCP flows that have had a reply are not deleted, even during the handshake: their next packet
     would count as the first of a new flow, go to the new service, and be reset. If the server no
@@ -377,7 +377,8 @@ def _parse_open(body: bytes, least_s: int) -> tuple[str, Connection] | None:
 
 def _handle(family: int, entry: _Entry) -> bytes:
     """Return the body of the request that deletes a conntrack entry. The body contains the entry's
-    id, because a new entry could by then have the same addresses and ports.
+    id, because a new entry could have the same addresses and ports when the kernel gets the
+    request.
     """
     tail = b"".join(attribute(kind, entry[kind]) for kind in (_ID, _ZONE) if kind in entry)
     return nfgenmsg(family) + nested(_TUPLE_ORIG, entry[_TUPLE_ORIG]) + tail

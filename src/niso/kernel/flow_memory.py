@@ -260,7 +260,7 @@ _numbers = itertools.count()
 
 
 class Meter:
-    """A counter of the bytes of all flows of services. It counts as long as the object exists."""
+    """A counter of the bytes of all services' flows. The kernel counts while the object exists."""
 
     def __init__(self) -> None:
         self._name = f"{TEMPORARY}{os.getpid()}_meter{next(_numbers)}"
@@ -281,8 +281,8 @@ class Meter:
 
     def read(self) -> dict[Key, int]:
         """Return {(client, server, protocol, server's port): bytes in both directions} since the
-        last call. On a bridge without connection tracking, it is unknown which end opened a flow.
-        The flow then has two keys in the result: one for each end as the client.
+        last call. On a bridge without connection tracking, the end that opened a flow is unknown.
+        The result then has two keys for the flow: one for each end as the client.
         """
         now: dict[tuple[str, tuple[object, ...]], int] = {}
         switched: dict[Key, int] = {}

@@ -204,7 +204,7 @@ class ForeignChains(Nfnetlink):
         self, family: int, table: str, name: str, key: bytes
     ) -> tuple[bool, ChainVerdict | None]:
         """Look up a key in a set or verdict map. Returns (whether an element matches, its verdict).
-        A catch-all element matches all keys. The verdict is None for an element without one.
+        A catch-all element matches all keys. In a set, the verdict is None.
         """
         cached = self._elements.get((family, table, name, key))
         if cached is None:
@@ -395,7 +395,7 @@ def _match(fields: dict[int, bytes], family: str = "") -> tuple[Expression, ...]
 
 
 def _iprange(info: bytes, is_ipv4: bool) -> Iterator[Expression]:
-    """Parse struct xt_iprange_mtinfo: the first and last source and destination, then flags."""
+    """Parse struct xt_iprange_mtinfo: source (first, last), destination (first, last), flags."""
     start, width = (12, 4) if is_ipv4 else (8, 16)  # the addresses of an IP header
     for number in (0, 1):
         if info[64] & 1 << number:
@@ -405,7 +405,7 @@ def _iprange(info: bytes, is_ipv4: bool) -> Iterator[Expression]:
 
 
 def _conntrack(info: bytes, flags: int, is_ipv4: bool) -> Iterator[Expression]:
-    """Parse struct xt_conntrack_mtinfo3: 128 bytes of addresses, 8 of times, then numbers.
+    """Parse struct xt_conntrack_mtinfo3: 128 bytes of addresses, 8 bytes of times, then numbers.
     ``flags`` are the struct's match_flags (XT_CONNTRACK_*).
     """
     numbers = struct.unpack_from("=12H", info.ljust(160, b"\0"), 136)
@@ -522,7 +522,7 @@ _PARSERS: dict[str, Callable[[dict[int, bytes]], Expression | None]] = {
 
 
 def unseen(family: int) -> bool:
-    """Return whether iptables-legacy has a filter table, whose rules nf_tables does not show."""
+    """Return whether iptables-legacy has filter rules for an IP version, invisible to nf_tables."""
     path = f"/proc/thread-self/net/ip{'6' if family == 6 else ''}_tables_names"
     try:
         with open(path, encoding="ascii") as file:

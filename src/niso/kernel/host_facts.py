@@ -89,9 +89,9 @@ _VIRTUAL = ("veth", "tun", "vxlan")
 
 
 def engine_prefixes() -> list[tuple[Network, str]]:
-    """Return (prefix, bridge) for bridges that container engines or virtual machines use. These are
-    bridges of other programs with only virtual ports. A bridge with another port, or with a default
-    route, connects the host to other machines and is left out.
+    """Return (prefix, bridge) for bridges of container engines and virtual machines: those without
+    niso's mark that have only virtual ports. A bridge with another port, or with a default route,
+    connects the host to other machines and is left out.
     """
     found: dict[tuple[Network, str], None] = {}
     with Rtnl() as rtnl:
@@ -153,8 +153,8 @@ def routed_links() -> list[Link]:
 
 
 def not_forwarding() -> dict[str, set[str]]:
-    """Return other programs' interfaces that are up but do not forward IPv4 although the host does,
-    as {name: IPv4 addresses}. The sysctl is conf/INTERFACE/forwarding (ip-sysctl.rst).
+    """Return {name: IPv4 addresses} of other programs' interfaces that are up but do not forward
+    IPv4 although the host does. The sysctl is conf/INTERFACE/forwarding (ip-sysctl.rst).
     """
     if proc_sys.read("net/ipv4/ip_forward") != "1":
         return {}

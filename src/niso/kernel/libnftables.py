@@ -58,8 +58,8 @@ def _load() -> ctypes.CDLL:
 
 
 def release_memory() -> None:
-    """Return memory that libnftables no longer uses to the operating system (malloc_trim(3)): about
-    3 MiB after a comparison of both nftables tables.
+    """Give memory that libnftables no longer uses back to the operating system (malloc_trim(3)):
+    about 3 MiB after a comparison of both nftables tables.
     """
     import ctypes
 
@@ -159,10 +159,9 @@ class Nft:
         return errors.decode("utf-8", "replace")
 
     def _error(self, errors: str, has_lines: bool = False) -> KernelError:
-        """Convert the first error in nft's output, ``errors``, to a KernelError. ``has_lines`` says
-        whether the executed commands had several lines. nft prints an error as
-        "[FILE:LINE:FROM-TO: ]Error: REASON". The next two lines are the command's line, and carets
-        below a part of it.
+        """Convert the first error in nft's output, ``errors``, to a KernelError. ``has_lines`` is
+        true if the executed commands had several lines. nft prints an error as "[FILE:LINE:FROM-TO:
+        ]Error: REASON". The next two lines are the command's line, and carets below a part of it.
         """
         lines = errors.splitlines()
         start = next((i for i, line in enumerate(lines) if "Error: " in line), -1)

@@ -278,7 +278,7 @@ _SETTINGS: dict[int, tuple[str, str, int]] = {
 def _port_drift(settings: dict[int, bytes], operstate: int, tunnel: bool) -> list[str]:
     """Return the settings of a bridge port (IFLA_INFO_SLAVE_DATA) that differ from niso's, such as
     ``isolated on``. ``operstate`` is IF_OPER_*. The port's STP state is compared only while the
-    port has a carrier, because the kernel sets it at other times.
+    port has a carrier, because at other times the kernel sets the state itself.
     """
     parts = [
         f"{name} {'on' if settings[kind][0] else 'off'}"
@@ -323,8 +323,8 @@ def new_port(hairpin: bool, learns: bool = False) -> bytes:
 
 def usual(drift: str, tunnel: bool = False) -> list[bytes]:
     """Return the netlink attributes that reset settings of a bridge or bridge port to niso's
-    values. ``drift`` names the settings to reset, as `Link.drift` does. ``tunnel`` says whether the
-    port is a VXLAN device. Each attribute must be sent in an RTM_NEWLINK message of its own, in the
+    values. ``drift`` names the settings to reset, as `Link.drift` does. ``tunnel`` is true if the
+    port is a VXLAN device. Each attribute must be sent in a separate RTM_NEWLINK message, in the
     returned order.
     """
     names = [part.partition(" ")[0] for part in drift.split(", ")] if drift else []
@@ -443,9 +443,7 @@ _ifreq = struct.Struct("=16si20x")
 
 
 def of_links(names: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Return {interface: {counter of `TRAFFIC`: value}} for existing interfaces. Raises
-    KernelError.
-    """
+    """Return {existing interface: {counter of `TRAFFIC`: value}}. Raises KernelError."""
     indexes = _indexes(names)
     if not indexes:
         return {}

@@ -2,7 +2,7 @@
 
 See linux/neighbour.h. A neighbour entry maps an address to a MAC, so that packets need no ARP. An
 entry in a bridge's forwarding database (FDB) maps a MAC to a port. An entry in a VXLAN device's FDB
-maps a MAC to another host. niso adds the first two kinds for each service of this host, and all
+maps a MAC to another host. niso adds the first two entries for each service of this host, and all
 three for each service of another host. Functions with an rtnetlink socket raise KernelError.
 """
 
@@ -47,7 +47,7 @@ class Table(NamedTuple):
     ``most`` is the limit net.ipv{4,6}.neigh.default.gc_thresh3. If the table has this many entries,
     the kernel refuses a new neighbour with ENOBUFS (neigh_alloc, net/core/neighbour.c). Permanent
     entries and entries of routing daemons do not count. The kernel reports only the number of all
-    entries (ndtc_entries), so it is unknown how many entries in other namespaces count.
+    entries (ndtc_entries), so niso cannot know how many entries in other namespaces count.
     """
 
     family: int  # 4 or 6
@@ -187,9 +187,9 @@ def delete_fdb_entry(port_index: int, mac: str) -> Message:
 
 
 def of_tunnel(rtnl: Rtnl, index: int) -> list[tuple[str, str]]:
-    """Return the forwarding entries of a VXLAN device. An entry of the device itself is (MAC,
-    address of the other host). An entry of its bridge that sends frames to the device is (MAC, "").
-    Entries that the kernel adds by itself are left out.
+    """Return the forwarding entries for a VXLAN device. An entry in the device's own FDB is (MAC,
+    address of the other host). An entry in its bridge's FDB that sends frames to the device is
+    (MAC, ""). Entries that the kernel adds by itself are left out.
     """
     body = _request(_AF_BRIDGE, index)
     parsed = rtnl.dump("list a VXLAN device's table", _GETNEIGH, body, _tunnel_entry)
@@ -210,8 +210,9 @@ def _tunnel_entry(body: bytes) -> tuple[int, str, str] | None:
 
 
 def tunnel_entry(rtnl: Rtnl, index: int, mac: str) -> tuple[str, bool]:
-    """Return (host, is forwarded) for a MAC: the host to which a VXLAN device sends frames for the
-    MAC, or "", and whether its bridge has an entry that sends these frames to the device.
+    """Return (address of the host to which a VXLAN device sends frames for a MAC, whether the
+    device's bridge sends these frames to the device). The address is "" if the device has no entry
+    for the MAC.
     """
     body = _request(_AF_BRIDGE, index, _SELF) + _mac(mac)
     answer = rtnl.get_one(f"find the host of {mac}", _GETNEIGH, body, _ABSENT)

@@ -58,7 +58,7 @@ _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")  # by the lowest two bits of the len
 
 
 class Message(NamedTuple):
-    """A request to the kernel to change an object. Error messages name it by ``what``."""
+    """A request to the kernel to change an object. ``what`` is its name in error messages."""
 
     what: str
     kind: int
@@ -141,8 +141,9 @@ def nested(kind: int, *parts: bytes) -> bytes:
 
 
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
-    """Parse netlink attributes from ``offset`` on, and return {attribute type: payload}. Of several
-    attributes of one type, the last is returned. Raises ValueError if they are malformed.
+    """Parse netlink attributes from ``offset`` on, and return {attribute type: payload}. If an
+    attribute type occurs several times, the last payload is returned. Raises ValueError if they are
+    malformed.
     """
     payloads = {}
     end = len(data)
@@ -236,9 +237,9 @@ class Netlink:
         """Send all messages in one system call: the kernel gets all even if niso is killed.
 
         The kernel handles all messages before the call returns, and does not stop at an error.
-        Therefore later messages must be harmless if an earlier one fails. If several messages fail,
-        KernelError is raised for the first. A failure with an error number in the message's field
-        ``fine`` is ignored.
+        Therefore later messages must be harmless if an earlier message fails. If several messages
+        fail, KernelError is raised for the first. A failure with an error number in the message's
+        field ``fine`` is ignored.
         """
         first, last = self._sequence + 1, self._sequence + len(messages)
         # errors are always answered, and arrive before the ACK that only the last message requests
@@ -419,7 +420,7 @@ class Netlink:
         return replies
 
     def _drain(self) -> None:
-        """Discard the rest of a list that was not read to its end, as far as it has arrived."""
+        """Discard the unread rest of a list, as far as the rest has arrived."""
         with contextlib.suppress(OSError):
             while self._socket.recv(_BUFFER, socket.MSG_DONTWAIT):
                 pass

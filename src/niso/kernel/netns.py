@@ -118,7 +118,7 @@ def attach(name: str, pid: int, alias: str) -> None:
 
 
 def delete(name: str) -> None:
-    """Remove the name of a namespace. The namespace itself exists until its last process exits."""
+    """Remove the name of a namespace. The namespace itself exists until no process uses it."""
     path = _path(name)
     what = f"delete network namespace '{name}'"
     with refusing(what):
@@ -143,9 +143,7 @@ def clear_unfinished(name: str) -> None:
 
 
 def exists(name: str) -> bool:
-    """Return whether a network namespace has this name. The empty file that an interrupted `make`
-    leaves does not count.
-    """
+    """Return whether a network namespace, not the empty file of an interrupted `make`, exists."""
     with _opened(_path(name), name) as fd:
         return fd is not None
 
@@ -297,9 +295,9 @@ def symlinks() -> list[str]:
 
 
 def pin(name: str, path: str, cookies: Collection[int]) -> int:
-    """Make all functions of this module use the namespace now at ``path`` for the name ``name``,
-    until `unpin` is called. Only a namespace whose cookie is in ``cookies`` is used. Returns the
-    cookie of the namespace at ``path``, or 0 if there is none.
+    """Make all functions of this module use the namespace that is now at ``path`` for the name
+    ``name``, until `unpin` is called. If the namespace's cookie is not in ``cookies``, the name is
+    not pinned. Returns the cookie of the namespace at ``path``, or 0 if there is none.
     """
     with _opened(path, path) as fd:
         cookie = 0 if fd is None else _cookie(fd, path)

@@ -148,7 +148,7 @@ def _limit(expression: dict[int, bytes]) -> Atoms:
 
 def pack_range(kind: int, atom: Any) -> tuple[bytes, bytes]:
     """Encode one field of a set's key, which has the type ``kind``, as the bytes (first value, last
-    value). Both are equal unless the field is a range or a prefix.
+    value). Both values are equal unless the field is a range or a prefix.
     """
     width, pack, _ = _CODECS[kind]
     if kind in _RANGES:
@@ -508,8 +508,9 @@ def _packed_key(first: bytes, last: bytes) -> bytes:
 
 
 def about(table: str, name: str) -> bytes:
-    """Return the beginning of a netlink message about a set, the elements of a set, or the rules of
-    a chain. The name has the same attribute number in all three kinds of messages.
+    """Return the beginning of a netlink message about a set, a set's elements, or a chain's rules.
+    ``name`` is the set or chain: its attribute has the same number in these three types of
+    messages.
     """
     family, _, own = table.partition(" ")
     return nfgenmsg(FAMILIES[family]) + text(1, own) + text(2, name)
@@ -603,7 +604,7 @@ def data_value(nest: bytes) -> bytes:
 
 
 def _pack_key(header: Header, key: Atoms) -> tuple[bytes, bytes]:
-    """Encode a key as bytes (first value, last value). Without intervals, the latter is b""."""
+    """Encode a key as bytes (first value, last value). Without intervals, the last value is b""."""
     first, last = _pack_fields(header.key, key)
     return first, last if header.interval else b""
 
@@ -663,7 +664,7 @@ class Element(NamedTuple):
     prefixes, MACs, protocols and names of interfaces are strings; ports, VNIs and classes of
     prefixes (`niso.plan.policy_elements`) are numbers. If the key has intervals, ports are always
     (first, last). In maps from peers to classes, the peer's addresses are (first, last) too, as
-    numbers. A verdict is (word, chain) or (word,).
+    numbers. A verdict is (word, chain), such as ("goto", "in4"), or (word,).
 
     In a set, ``value`` is one of: (); a rate limit as returned by `ruleset.limit`; the audit period
     of a policy as (since, until) in seconds since 1970. Only this file converts elements to bytes

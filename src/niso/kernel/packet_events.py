@@ -10,8 +10,8 @@ have the flag ``owner``: the kernel deletes them when the socket that created th
 if niso is killed.
 
 Dropped packets: temporary tables trace the packets from and to some addresses, except packets of
-established connections. If the path of a packet ends in a drop by any nftables rule, the packet is
-returned. Only its headers are returned, because the kernel reports no more of a traced packet.
+established connections. If any nftables rule drops a traced packet, its headers are returned. The
+kernel reports no more of a traced packet.
 """
 
 from __future__ import annotations
@@ -230,8 +230,8 @@ class TraceStep(NamedTuple):
         return self.network[0] >> 4 if self.network else None
 
     def is_of_packet(self, other: TraceStep) -> bool:
-        """Return whether both steps are about the same packet. Destination NAT between them is
-        recognised, source NAT is not.
+        """Return whether both steps are about the same packet. The packet is recognised after
+        destination NAT between the steps, but not after source NAT.
         """
         return self._sent != b"" and self._sent == other._sent
 
@@ -351,9 +351,7 @@ class Trace(netlink.Netlink):
 def _rule(
     source: str, destination: str, port: int | None, proto: str, starts: bool, family: int
 ) -> str:
-    """Return the rule that marks packets. If ``source`` or ``destination`` is "", it stands for all
-    of the host's addresses.
-    """
+    """Return the rule that marks packets. As source or destination, "" means the host."""
     word = "ip6" if family == 6 else "ip"
     match = " ".join(
         f"{word} {side} {address}" if address else f"meta nfproto ipv{family} fib {side} type local"

@@ -6,11 +6,11 @@ elements for policies.
 Recording: for each allowed flow, a rule adds an element to a set. For each refused flow, a rule
 adds an element to another set. No process has to run for this, and the elements are not part of
 State. The key of an element is (source, destination, protocol, port), after DNAT and before
-masquerading. An element has counters, and expires a week after its last packet. If a set is full, a
-flow is not recorded, and a counter of missed flows increases; the packet is not dropped. Each
+masquerading. An element has counters, and expires a week after its last packet. If a set is full,
+the flow is not recorded, and a counter of missed flows increases. The packet still passes. Each
 source has a share of each set, so that no source can fill the set. Only protocols with ports are
-recorded. docs/design/seeing.md explains where the rules are.
-`niso.kernel.flow_memory` reads the sets.
+recorded. docs/design/seeing.md explains where the rules are. `niso.kernel.flow_memory` reads the
+sets.
 
 Audits: during its audit period a policy drops nothing. A packet that it would deny is recorded and
 returns to the chain ``forward``, where all other rules still apply to it. Sets contain the
@@ -160,8 +160,8 @@ def _own(verdict: str) -> str:
 
 def _record(name: str, verdict: str, masks: tuple[str, str] = ("", "")) -> str:
     """Return the rules that record a packet's flow in the sets ``name``, then apply ``verdict``.
-    Sources that are equal under ``masks`` (for IPv4 and IPv6, such as " & 255.0.0.0") have one
-    share of a set.
+    Sources that are equal under ``masks`` (one for IPv4 and one for IPv6, such as " & 255.0.0.0")
+    have a common share of a set.
     """
     burst, rate = SHARES[name]
     if name in FROM_OUTSIDE:
@@ -521,8 +521,8 @@ def parse_period(entry: str) -> tuple[int, int] | tuple[()]:
 
 def left_s(since: int, until: int, now: float) -> float:
     """Return the remaining seconds of an audit period, at least 0. Parameters are in seconds since
-    1970. Returns infinity for a period without an end. If the clock shows a time long before the
-    start of the period, the clock is wrong, and the result is 0.
+    1970. Returns infinity for a period without an end. If the clock is wrong, long before the start
+    of the period, the result is 0.
     """
     if until == NEVER and since:
         return ENDLESS
@@ -541,9 +541,10 @@ def is_wanted(value: tuple[Any, ...], now: float) -> bool:
 
 
 def timeout_difference(left: float | None, value: tuple[Any, ...], now: float) -> str | None:
-    """Return how the timeout of an element differs from the end of its audit period ``value``, or
-    "" if it does not. ``left`` is the number of seconds until the element expires, or None without
-    a timeout. Returns None if the element expires so soon that callers must ignore it.
+    """Return how an element's timeout differs from the timeout for its audit period ``value`` at
+    the time ``now``, or "" if it does not. ``left`` is the number of seconds until the element
+    expires, or None without a timeout. Returns None if both end within seconds: callers must then
+    ignore the element.
     """
     right = timeout_s(value, now)
     if left is None:

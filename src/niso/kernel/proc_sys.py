@@ -5,9 +5,10 @@ the name of an interface may contain dots: "net/ipv4/conf/eth0.7/forwarding". Th
 loads most kernel modules on demand, but not br_netfilter. Functions raise KernelError.
 
 A bridge filter is an eBPF program, which the kernel runs for each packet that it sends to a bridge
-or receives from it. Unlike nftables rules, no program flushes it. The filters stop packets without
-the packet mark that niso's rules set. Routing rules (ip-rule(8)) can stop them too, but the first
-rule makes each route look-up of the host slower, until the host restarts (fib_has_custom_rules).
+or receives from it. Flushing nftables rules does not remove bridge filters. The filters stop
+packets without the packet mark that niso's rules set. Routing rules (ip-rule(8)) can stop these
+packets too, but the first rule makes each route look-up of the host slower until the next boot
+(fib_has_custom_rules).
 """
 
 from __future__ import annotations
@@ -308,7 +309,7 @@ the end of a name changes with its code.
 
 
 def can_filter() -> bool:
-    """Return whether this kernel has bridge filters, and lets this process load them."""
+    """Return whether this kernel supports bridge filters, and lets this process load them."""
     machine = os.uname()
     release = tuple(int(f"0{number}") for number in machine.release.split("-")[0].split(".")[:2])
     return (
@@ -320,8 +321,8 @@ def can_filter() -> bool:
 
 
 def filters(link: str, internal: bool = True) -> set[str]:
-    """Return the names of niso's bridge filters that the bridge ``link`` lacks. The filter for
-    internal networks is included only with ``internal``.
+    """Return the names of niso's bridge filters that the bridge ``link`` lacks. With ``internal``,
+    the filter for internal networks is included.
     """
     lacking = set()
     if can_filter():
@@ -370,9 +371,7 @@ def filter_bridge(link: str, internal: bool) -> None:
 
 
 def _bpf(command: int, attributes: bytes) -> tuple[int, bytes]:
-    """Call bpf(2), and return (its result, the attributes as the kernel has changed them). Raises
-    OSError.
-    """
+    """Call bpf(2). Return (its result, attributes as changed by the kernel). Raises OSError."""
     ctypes = _ctypes()
     buffer = ctypes.create_string_buffer(attributes, len(attributes))
     libc = ctypes.CDLL(None, use_errno=True)

@@ -228,9 +228,7 @@ class Kernel:
             return sockets.destroy()
 
     def measured_in(self, name: str) -> list[Measured]:
-        """Return the TCP connections in a namespace (`sockets.measured`), or [] if it does not
-        exist.
-        """
+        """Return a namespace's TCP connections (`sockets.measured`), or [] if it does not exist."""
         if not netns.exists(name):
             return []
         with inside(name):
@@ -365,7 +363,7 @@ class Writer:
             return rtnl, None
 
     def send(self, steps: Sequence[Step[Any]]) -> None:
-        """Execute steps in one namespace by their messages (`Kind.messages`)."""
+        """Execute steps in one namespace by sending their rtnetlink messages (`Kind.messages`)."""
         indexes: dict[str, int | None] = {}
         messages: list[Message] = []
         netns = steps[0].kind.space(steps[0].obj)

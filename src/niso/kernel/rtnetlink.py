@@ -160,7 +160,7 @@ class Rtnl(netlink.Netlink):
         """Create a bridge, without STP, multicast snooping and link-local address.
 
         If ``mac`` is None, the bridge gets a random MAC, which never changes. By default a bridge
-        takes the lowest MAC of its ports, which would change while services have it in their
+        takes the lowest MAC of its ports. This MAC would change while services have it in their
         neighbour tables. With ``call_iptables`` and ``call_ip6tables``, bridged frames pass the
         IPv4 and IPv6 hooks, whatever the values of the sysctls bridge-nf-call-*.
         """
@@ -412,7 +412,7 @@ class Rtnl(netlink.Netlink):
         self._delete_routes(f"delete {kind} route {destination}", body)
 
     def _delete_routes(self, what: str, body: bytes) -> None:
-        """Delete all routes that match a request. The kernel deletes one for each request."""
+        """Delete all routes that match a request. The kernel deletes one route per request."""
         for _ in range(_MOST_ROUTES):
             try:
                 self.transact(Message(what, _DELROUTE, 0, body))

@@ -6,16 +6,16 @@ depend on the number of services. Both tables cover IPv4 and IPv6. `niso.kernel.
 defines the chains for policies and recorded flows, and `niso.plan.elements` computes the elements.
 docs/design/packet.md describes the path of a packet.
 
-The bridge table checks frames at the ports of niso's bridges: which frames services may send, and
-which services may receive frames. This table runs before the inet table, and records its result in
+The bridge table checks frames at the ports of niso's bridges: which frames a service may send, and
+which frames may reach a service. This table runs before the inet table, and records its result in
 the packet mark.
 
 A VXLAN packet of another host is checked where it arrives, by the inner headers, before connection
 tracking (RFC 7348). It passes only if its inner destination is a service on this host. In addition
 its outer source, VNI, inner source MAC and inner source address must all belong to the same claim.
 A claim is the cluster's reservation of addresses for a service. Therefore no host can send packets
-in the name of another host's service, or from an address that its own service no longer has. ARP
-packets, multicast neighbour discovery, frames with VLAN tags and broadcasts of other hosts are
+with the address of another host's service, or with an address that its own service no longer has.
+ARP packets, multicast neighbour discovery, frames with VLAN tags and broadcasts of other hosts are
 dropped. On a host without a network that spans hosts, all sets for these checks are empty.
 """
 

@@ -135,7 +135,7 @@ def measured() -> list[Measured]:
 def destroy() -> int:
     """Reset the established and half-closed TCP connections of this network namespace, and return
     their number. Both ends receive the reset, so no client waits for an answer (SOCK_DESTROY,
-    linux/sock_diag.h). Without CONFIG_INET_DIAG_DESTROY, the kernel resets none. Raises
+    linux/sock_diag.h). A kernel without CONFIG_INET_DIAG_DESTROY resets no connection. Raises
     KernelError.
     """
     # connections whose client still waits for data, or whose server still waits for data

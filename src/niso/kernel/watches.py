@@ -1,7 +1,7 @@
 """Wait for changes of niso's nftables tables, network interfaces and files, without polling.
 
-An event about nftables says which tables have changed, and which thread committed the transaction.
-Other events do not say what has changed. After an event, a reader must read again all data that it
+An event about nftables names the changed tables, and the thread that committed the transaction.
+Other events do not show what has changed. After an event, a reader must read again all data that it
 needs.
 """
 

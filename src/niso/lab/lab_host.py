@@ -2,11 +2,10 @@
 
 File system: writes go to overlays, which are discarded at the end of the lab. The lab's root is an
 overlay over the machine's root, and each file system mounted below it, such as /usr, gets an
-overlay too. There is one exception: if the machine's root or /usr is itself an overlay, the lab
-shows the machine's own /usr read-only. Services see /usr through one more overlay, and the kernel
-allows only two overlays on top of each other (FILESYSTEM_MAX_STACK_DEPTH, linux/fs.h). /proc, /sys,
-/run, /tmp and the state folder are the lab's own. Only net in /proc/sys and the lab's cgroups are
-writable.
+overlay too. If the machine's root or /usr is itself an overlay, the lab shows the machine's own
+/usr read-only: services see /usr through one more overlay, and the kernel allows only two overlays
+on top of each other (FILESYSTEM_MAX_STACK_DEPTH, linux/fs.h). /proc, /sys, /run, /tmp and the state
+folder are the lab's own. Only net in /proc/sys and the lab's cgroups are writable.
 
 In a user namespace (`niso.lab.user_namespace`), an overlay allows no changes of files that root
 owns, and its lower folder must not contain mount points of the machine. The lab's root is then a
@@ -15,8 +14,8 @@ tmpfs, with an overlay for each folder of the machine, a copy of /etc, and /usr 
 Cgroups (cgroup_namespaces(7)): in each hierarchy, all cgroups of the lab are below one cgroup, the
 root of its cgroup namespace. In v1, this cgroup is below the caller's cgroup, whose limits still
 apply. In v2, it is below the root, because a cgroup with processes cannot enable controllers for
-its children. A hierarchy that is read-only or not mounted is left unchanged. In a
-user namespace, a lab has no cgroups.
+its children. A hierarchy that is read-only or not mounted is left unchanged. In a user namespace, a
+lab has no cgroups.
 
 Network: the lab's host and two simulated machines share an Ethernet segment, which has no
 connection to the outside.
@@ -153,11 +152,10 @@ def build_mounts(
 
 
 def _cover(source: int, path: str) -> None:
-    """Mount a folder or file at a path of the lab, so that writes to it stay in the lab.
-
-    A folder gets an overlay. A single file is copied. If the kernel refuses the overlay, for
-    example over two other overlays, the folder is mounted read-only. ``source`` is a descriptor of
-    the folder or file. This function closes it.
+    """Mount a folder or file at a path of the lab, so that writes to it stay in the lab. A folder
+    gets an overlay. A single file is copied. If the kernel refuses the overlay, for example over
+    two other overlays, the folder is mounted read-only. ``source`` is a descriptor of the folder or
+    file. This function closes it.
     """
     lower, target = f"/proc/self/fd/{source}", _ROOT + path
     try:
@@ -191,8 +189,8 @@ def _cover_parts(path: str, mounted: Collection[str]) -> None:
     """Mount an overlay or a copy over each entry of a folder (`_cover`), in a user namespace.
 
     There, the lower folder of an overlay cannot contain mount points of the machine, because the
-    overlay would reveal what they hide (clone_private_mount, fs/namespace.c). A folder with mount
-    points is therefore built from its entries.
+    overlay would reveal the files below them (clone_private_mount, fs/namespace.c). A folder with
+    mount points is therefore built from its entries.
     """
     try:
         entries = list(os.scandir(path))
@@ -370,9 +368,9 @@ def _reachable(current: str, covered: Iterable[str], unprivileged: bool) -> list
     """Return the folders that must stay visible although they are below a folder in ``covered``.
 
     These are the current folder, Python's folders, niso's checkout or installation, and in a user
-    namespace $HOME. In a user namespace, the user's own folders among these are returned even if
-    they are not covered: an overlay of a folder of root does not allow writes to the user's folders
-    in it.
+    namespace $HOME. In a user namespace, those of these folders that belong to the user are
+    returned even if they are not covered: an overlay over a folder of root does not allow writes to
+    the user's folders in it.
     """
     source = str(Path(__file__).resolve().parents[3])
     checkout = os.path.dirname(source)
@@ -487,7 +485,7 @@ def _make(mount: LabCgroup, path: str) -> LabCgroup:
 
 
 def enter(folders: list[LabCgroup]) -> list[LabCgroup]:
-    """Move this process into the lab's cgroups. Return the cgroups for which this succeeded."""
+    """Move this process into the lab's cgroups. Return the cgroups that it could enter."""
     entered = []
     for folder in folders:
         with suppress(OSError):

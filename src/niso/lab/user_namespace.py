@@ -1,9 +1,9 @@
 """Become root of a new user namespace, so that ``niso lab`` needs no root of the machine.
 
-In a user namespace (user_namespaces(7)), an ordinary user has the capabilities of root, but only
-for the mounts, networks and processes of the lab. Each service has a uid of its own, so the
-namespace gets the user's subordinate ids (subuid(5)), which newuidmap(1) maps. In a container
-without the capabilities for a lab, root maps ids of the container without newuidmap.
+In a user namespace (user_namespaces(7)), an ordinary user has root's capabilities, but only for the
+lab's mounts, networks and processes. Each service has a uid of its own, so the namespace gets the
+user's subordinate ids (subuid(5)), which newuidmap(1) maps. In a container without the capabilities
+for a lab, root maps ids of the container without newuidmap.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Map = list[tuple[int, int, int]]
 
 
 def is_needed() -> bool:
-    """Return whether this process lacks a capability or the ids that are needed to create a lab."""
+    """Return whether this process lacks a capability or the ids to create a lab."""
     first = SERVICE_UIDS.start
     known = _own_ids("uid")
     return not _has(_SYS_ADMIN, _NET_ADMIN) or all(first - at not in range(n) for at, n in known)
@@ -196,9 +196,7 @@ def _read(path: str) -> str:
 
 
 def _forbidden(number: int) -> Error:
-    """Return the error that names the setting which forbids user namespaces. ``number`` is the
-    errno of unshare(2).
-    """
+    """Return an error with the setting that forbids user namespaces, from unshare(2)'s errno."""
     for name, bad, good in _SETTINGS:
         if _read(f"/proc/sys/{name.replace('.', '/')}") == bad:
             reason, hint = f"{name} = {bad} forbids", f"as root: sysctl {name}={good}, {_AS_ROOT}"

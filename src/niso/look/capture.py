@@ -4,12 +4,12 @@
 service names (draft-ietf-opsawg-pcapng). `Host.trace` returns the path of a packet through all
 netfilter hooks.
 
-tcpdump runs in a mount namespace of its own, in which /etc/hosts contains the services and names
-are not looked up in DNS. The mounts of services are not changed.
+tcpdump runs in a separate mount namespace, whose /etc/hosts contains the services and in which DNS
+is not used. The mounts of services are not changed.
 
 If the caller is killed, a watcher process kills tcpdump, which would not notice until it writes the
-next packet. The kernel's signal at a parent's death (PR_SET_PDEATHSIG) cannot be used, because the
-kernel clears this setting when tcpdump changes its user (prctl(2)).
+next packet. A signal of the kernel at the parent's death (PR_SET_PDEATHSIG) does not work, because
+the kernel clears this setting when tcpdump changes its user (prctl(2)).
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ class Capture(ResultStream):
         return b""
 
     def _lines(self, source: Tcpdump, data: bytes) -> bytes:
-        """Return the complete lines in tcpdump's output, but no more packets than requested."""
+        """Return complete lines of tcpdump's output, for at most the requested packets."""
         *lines, source.incomplete = (source.incomplete + data).split(b"\n")
         shown = []
         for line in filter(None, lines):  # tcpdump ends with an empty line
@@ -298,7 +298,7 @@ class Tcpdump:
         return bool(data)
 
     def stop(self) -> None:
-        """Ask tcpdump to stop. `read` still returns the packets that were captured."""
+        """Request tcpdump to stop. `read` still returns the packets that were captured."""
         if self._pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGINT)
@@ -662,8 +662,8 @@ def _by_port(
     port: int | None,
     proto: str,
 ) -> set[tuple[int, str, int]]:
-    """Return (IP version, source, host port) of packets to published ports of the service ``to``,
-    as `trace_rules` needs them. ``port`` is the host port or the port of the service.
+    """Return (IP version, source, host port) for packets to published ports of the service ``to``:
+    the argument ``published`` of `trace_rules`. ``port`` is the host port or the service's port.
     """
     known = context.services.get(to.service or "")
     found: set[tuple[int, str, int]] = set()
@@ -715,8 +715,8 @@ def stages(
 ) -> list[Stage]:
     """Return what the chains on a traced packet's path did to the packet, one `Stage` per chain.
 
-    For a chain of policies, the stage names the policy entry that decides. If NAT changed an
-    address or a port, a further stage has the new value.
+    For a chain that evaluates policies, the stage names the entry that decides. If NAT changed an
+    address or a port, one more stage shows the new value.
     """
     result: list[Stage] = []
     now: _Ends | None = None

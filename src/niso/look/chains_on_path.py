@@ -2,7 +2,7 @@
 
 The chains are evaluated for one packet of `niso net explain`, or for a new connection to a
 published port. The packet's addresses, ports, network interfaces and state of connection tracking
-are known. A rule that tests something else, such as a mark or a rate, may match or not.
+are known. Whether a rule matches is unknown if it tests something else, such as a mark or a rate.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class OtherChain(NamedTuple):
 
     @property
     def words(self) -> str:
-        """A phrase that names the chain, its hook, what it does to the packet, and its rule."""
+        """A clause: the chain and hook, whether it drops the packet or replies, and the rule."""
         verb = "drops" if self.verdict == DROP else "may drop"
         what = "replies to it" if self.replies else "it"
         why = f"by its rule: {self.rule}" if self.rule is not None else "by default"
@@ -90,7 +90,8 @@ DROP = "drop"
 
 
 class _Way(NamedTuple):
-    """A netfilter hook on a packet's path, with the packet's input and output interfaces there.
+    """A netfilter hook on a packet's path, with the packet's input and output interfaces at the
+    hook.
 
     An interface is "" if there is none, and None if it is unknown.
     """
@@ -178,7 +179,7 @@ def of_ports(
 
     Each result has the service, the published port, an IP version, and the chain with the rule. For
     a range of ports, the first and the last port are tested. Chains that drop packets to all ports
-    are left out, because `niso.look.other_firewalls.network_drops` finds these. Raises KernelError.
+    are left out: `niso.look.other_firewalls.network_drops` finds them. Raises KernelError.
     """
     with kernel.foreign_chains() as source:
         chains = [
@@ -250,7 +251,7 @@ def _outside(
     """Return the chain if it drops, or may drop, packets of other machines to a service, else None.
 
     ``after`` and ``before`` have the packet's addresses and ports after and before DNAT. With
-    ``any_end``, each rule that drops by an address or port counts, otherwise only a rule that
+    ``any_end``, a dropping rule that tests any address or port counts, otherwise only a rule that
     matches the packet.
     """
     hook = HOOKS[chain.hook]
@@ -335,7 +336,7 @@ def _steps(
 
 
 def _replies(ways: Iterable[_Way]) -> Iterator[_Way]:
-    """Yield the hooks that filter a packet's replies, from the hooks of the packet itself."""
+    """Derive the hooks that a packet's replies pass from the hooks of the packet itself."""
     other = {"forward": "forward", "input": "output", "output": "input"}
     for way in ways:
         if way.hook in other:

@@ -1,8 +1,7 @@
 """Compare the desired state of a host with its actual state, for `niso net check`.
 
 Differences can be in the kernel, in the rows of the store, in processes and in package copies. An
-attachment whose namespace no longer exists also counts as a difference. `niso.change.repair`
-repairs all of these.
+attachment without its namespace is a difference too. `niso.change.repair` repairs all of these.
 """
 
 from __future__ import annotations
@@ -107,8 +106,9 @@ def check(
 def problems(machine: Machine) -> dict[str, int] | None:
     """Return {kind of problem: number of problems}, without taking niso's lock.
 
-    Only problems that several comparisons in a row find are counted. The others are due to a
-    running command. Returns None if objects disappeared during each comparison. Raises KernelError.
+    Only problems that several comparisons in a row find are counted: a running command may cause
+    other differences. Returns None if objects disappeared during each comparison. Raises
+    KernelError.
     """
     lasting: set[tuple[Problem, str]] | None = None
     for turn in range(_LOOKS):
@@ -199,8 +199,8 @@ def full_neighbour_tables(before: Iterable[Table], now: Iterable[Table]) -> list
 def unpublished_ports(machine: Machine, name: str | None) -> list[tuple[str, str]]:
     """Return (warning, next step) for each manifest port that is no longer published.
 
-    A `niso port-forward` that no longer exists took the host port. An activation publishes the port
-    again. ``name`` limits the check to one service or network.
+    A `niso port-forward` took the host port, and has ended since. An activation publishes the
+    manifest port again. ``name`` limits the check to one service or network.
     """
     store = machine.store
     return [
@@ -327,8 +327,9 @@ def _own(machine: Machine, name: str | None, may_be_on: Container[str] | None) -
 
 
 def _scope(store: Store, name: str) -> tuple[Scope, list[str]]:
-    """Return the scope to compare for a service or network, and the active services or instances
-    whose processes are checked, none for a network. Raises NotFound if ``name`` is neither.
+    """Return (scope to compare for a service or network, active services or instances whose
+    processes to check). The processes of a network's services are not checked. Raises NotFound if
+    ``name`` is neither.
     """
     if store.network(name) is not None and store.name_holder(bare_name(name)) is None:
         return Scope((), (name,)), []
@@ -421,7 +422,7 @@ def _processes(machine: Machine, active: list[str]) -> list[Finding]:
 
 
 def of_service(processes: Processes, row: ServiceRow) -> Finding | None:
-    """Return a finding about a service's process, or None. The exit of a job is no problem."""
+    """Return a finding about a service's process, or None. A job may have exited."""
     finding = processes.defect(row.name)
     if finding is not None and row.is_job and finding.defect not in (UNKNOWN, BLIND):
         return None
@@ -454,7 +455,7 @@ def is_moving(attached: AttachedRow) -> bool:
     Until then, the attachment's namespace may be missing. Docker has two minutes from the
     modification time of the symbolic link at the attachment's path. niso creates the link with the
     interface, and sets the time to 0 when the interface has arrived. If dockerd has been killed
-    since, the result is whether the namespace exists and has a process.
+    since, the result is true while the namespace exists and has a process.
     """
     if attached.owner != BY_INTERFACE:
         return False

@@ -1,8 +1,8 @@
 """Explain why packets were dropped, stream dropped packets, and read counters of traffic and drops.
 
 The stream contains packets dropped by policies with ``log = true``. For each active service, the
-kernel counts the traffic, the packets that the service's policy dropped, and the frames dropped
-because the service sent them with a forged source address.
+kernel counts the traffic, the packets that the service's policy dropped, and the service's frames
+that were dropped for a forged source address.
 """
 
 from __future__ import annotations
@@ -248,7 +248,8 @@ def by_service(counters: Iterable[Stats]) -> list[Stats]:
 
 
 def _policy_drops() -> tuple[_Counts | None, _Counts]:
-    """Count the packets that policies dropped, and those that passed only because of an audit.
+    """Count the packets that policies dropped, and the packets that passed only because of an
+    audit.
 
     Both results map (direction, service) to a number of packets. The first result is None if niso's
     nftables table is missing.

@@ -61,7 +61,7 @@ class Events(ResultStream):
         return self._watches.fileno()
 
     def past(self) -> tuple[Happened, ...]:
-        """Return the events recorded since the start time that the caller requested, if any."""
+        """Return the recorded events since the start time that the caller requested, if any."""
         return self._chosen(sorted(self._past, key=lambda one: one.time))
 
     @guarded

@@ -2,7 +2,7 @@
 
 Each flow is listed with the policy entry that applies to the flow now, and with the number of
 connections that are open. For metrics, flows are added up by the names of the services at both
-ends. Otherwise each client address would be a time series of its own.
+ends. Otherwise each client address would be a separate time series.
 """
 
 from __future__ import annotations
@@ -187,8 +187,9 @@ def remembered(kernel: Kernel, context: PolicyContext, with_open: bool = True) -
 def _is_before_receiver(
     context: PolicyContext, source: str, destination: str, reason: Reason | None
 ) -> bool:
-    """Return whether a packet is dropped for ``reason`` whatever the policy of the receiver, which
-    no longer exists: the sender's policy or internal network drops it.
+    """Return whether the sender's side drops a packet for ``reason``, by the sender's policy or
+    because its network is internal. The policy of the receiver, which no longer exists, then does
+    not matter.
     """
     sender, entered = holder_of(context, source) or (None, "")
     if sender is None or reason is None:
@@ -244,9 +245,10 @@ def few(names: Mapping[str, int]) -> str:
 def sources_beyond(
     memory: Memory, reader: FlowReader, denied: bool | None = None
 ) -> dict[str, int]:
-    """Return {source: number of flows not recorded, as its share was used up}, highest first.
+    """Return {source: number of flows that were not recorded after the source's share was used up},
+    highest first.
 
-    ``denied`` selects only refused flows (True) or only other flows (False).
+    ``denied`` selects refused flows (True), allowed flows (False) or all flows (None).
     """
     counts: dict[str, int] = {}
     for (set_, source), lost in memory.beyond.items():
@@ -273,10 +275,9 @@ class FlowReader:
                 self._ends[address] = self._service_end(known, address)
 
     def _service_end(self, known: KnownService, address: str) -> FlowEnd:
-        """Return the `FlowEnd` for an address of a service or of an instance.
-
-        The address of an instance is replaced by its service's address on the same network, unless
-        this reader lists instances separately.
+        """Return the `FlowEnd` for an address of a service or of an instance. The address of an
+        instance is replaced by its service's address on the same network, unless this reader lists
+        instances separately.
         """
         front = self.context.services.get(known.front)
         if front is None or self._split:
@@ -461,7 +462,7 @@ def changes(before: Iterable[Flow], after: Iterable[Flow]) -> list[Flow]:
 
 
 def more(before: int, now: int) -> int:
-    """Return how much a counter has grown. If it is lower than before, it has restarted at 0."""
+    """Return a counter's growth. A counter that is lower than before has restarted at 0."""
     return now - before if now >= before else now
 
 
@@ -482,8 +483,8 @@ def published(
 def published_at(
     ports: Iterable[PortMapping], port: int, family: int, host: str = ""
 ) -> int | None:
-    """Return the host port that leads to a port of a service, or None. ``ports`` are the published
-    ports that lead there. ``host`` is the source address if a program of the host connected.
+    """Return the host port that leads to a port of a service, or None. ``ports`` are the ports that
+    publish the service's port. ``host`` is the source address if a program of the host connected.
     """
     found = [
         (mapping.is_wide, mapping.host_port + port - mapping.container_port)
@@ -511,11 +512,12 @@ def closed(
     port: int | None,
     across: bool = False,
 ) -> Reason | None:
-    """Return why no packet can get from one address to a port of another, or None if one can.
+    """Return why no packet can get from an address to a port of another address, or None if packets
+    can.
 
     Considers networks and published ports, but not policies. Recorded flows have the addresses
     after DNAT, so a flow from another machine is assumed to use a published port. With ``across``,
-    a flow between services on different networks is assumed to use one too.
+    a flow between services on different networks is assumed to use a published port too.
     """
     path = decide(context, source, destination, port, proto).path
     sender, receiver = (holder_of(context, end) for end in (source, destination))

@@ -119,7 +119,7 @@ def of_policies(
 
 def _clients(context: PolicyContext, receiver: KnownService, port: PortMapping) -> Iterator[Edge]:
     """Yield an edge from each outside client that may use a published port, or to which an entry
-    denies the port. Parts of a range of ports with different clients have edges of their own.
+    denies the port. Parts of a range of ports with different clients have separate edges.
     """
     own, first = receiver.policy, port.container_port
     after = first + port.count
@@ -225,10 +225,9 @@ def _passing(
     context: PolicyContext, ends: tuple[str, str], about: list[tuple[Entry, str]], cuts: list[int]
 ) -> Iterator[tuple[str, str]]:
     """Yield (label, verdict) for each range of ports on which packets between two services pass.
-
-    ``ends`` are the source and destination addresses. ``about`` has each allow entry that can match
-    the packets, with the address that the entry is compared with. ``cuts`` are the ports at which
-    the verdict may change.
+    ``ends`` are the source and destination addresses. ``about`` has pairs: an allow entry that can
+    match the packets, and the address that the entry is compared with. ``cuts`` are the ports at
+    which the verdict may change.
     """
 
     def word(port: int | None, proto: str) -> str:
@@ -532,7 +531,7 @@ def declared_context(stack: Stack) -> PolicyContext:
     """Return the services, networks and policies of a stack as if it were active.
 
     A network without a declared subnet gets a made-up subnet, and services get made-up addresses,
-    so that verdicts can be computed. The made-up addresses depend only on the stack's file.
+    from which verdicts can be computed. The made-up addresses depend only on the stack's file.
     """
     used = {name for member in stack.members for name in member.loaded.spec.network.networks}
     networks = {}

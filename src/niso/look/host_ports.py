@@ -57,7 +57,7 @@ def taken(
 
 
 def unpublished(store: Store, service: str) -> list[records.PortMapping]:
-    """Return manifest ports that are not published because a former port-forward had taken them."""
+    """Return manifest ports that are unpublished because a former port-forward had taken them."""
     row = store.service(service)
     wanted = published_by(row) if row is not None else ()
     lost = [
@@ -74,7 +74,7 @@ def unpublished(store: Store, service: str) -> list[records.PortMapping]:
 
 
 def same_place(one: records.PortMapping, other: records.PortMapping) -> bool:
-    """Return whether two published ports overlap and have the same address, or all addresses."""
+    """Return whether two published ports overlap on the same host address or on all addresses."""
     alike = one.host_ip == other.host_ip or (one.is_wide and other.is_wide)
     return alike and one.clashes(other)
 
@@ -109,7 +109,7 @@ class Listeners:
         ]
 
     def check(self, port: records.PortMapping, key: str) -> None:
-        """Raise Conflict, with the key of the manifest, if a process of the host uses the port."""
+        """Raise Conflict, with the manifest key ``key``, if a process of the host uses the port."""
         for listener in self.clashing(port):
             program, at = self.described(listener)
             raise Conflict(
@@ -128,7 +128,7 @@ class Listeners:
 def shadows(
     kernel: Kernel, store: Store, services: Iterable[str]
 ) -> list[tuple[str, records.PortMapping, int, str]]:
-    """Find programs that get no packets because a service publishes the port they listen on.
+    """Find programs that get no packets because a service publishes the port on which they listen.
 
     Each result is (service, port, IP version, text about the program). Raises KernelError.
     """
@@ -206,6 +206,6 @@ def port_rows(store: Store) -> list[tuple[str, records.PortMapping, Port]]:
 
 
 def published_port(service: str, port: Port, ways: tuple[str, ...] | None) -> PublishedPort:
-    """Build a `PublishedPort`. ``ways`` are phrases that say who can reach the port."""
+    """Build a `PublishedPort`. ``ways`` are phrases about the clients that can reach the port."""
     address = f"{bracketed(port.host_ip)}:{span(port.host_port, port.range)}"
     return PublishedPort(service, address, port.container_port, port, ways)

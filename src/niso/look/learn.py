@@ -85,9 +85,9 @@ def learn_flows(
     """Derive a policy for a service that allows its recorded flows.
 
     ``name`` and ``network`` return the names by which the policy refers to services and networks.
-    If ``gap``, the reason why flows may be missing, is not "", entries of the present policy stay
-    even if no recorded flow used them. ``hidden`` are sources of which some flows were not
-    recorded: entries that allow their flows stay unchanged.
+    ``gap`` is the reason why flows may be missing, or "". With a reason, entries of the present
+    policy stay even if no recorded flow used them. ``hidden`` are sources of which some flows were
+    not recorded: entries that allow their flows stay unchanged.
     """
     context = context._replace(outside=context.outside_ever)
     others = [s for s in seen if s.from_.service != s.to.service]
@@ -197,8 +197,9 @@ class _Learner:
         )
 
     def _other_denial(self, seen: Flow, egress: bool) -> str | None:
-        """Return None unless an allow entry for ingress, or with ``egress`` for egress, would help
-        a denied flow. Otherwise return the other service's entry that also denies the flow, or "".
+        """Find out whether an allow entry for ingress, or with ``egress`` for egress, would help a
+        denied flow. Return None if not. Return "" if the entry suffices, or else the other
+        service's entry that also denies the flow.
         """
         ends = seen.id[:2]
         if seen.gone or flows.closed(self._context, *ends, seen.proto, seen.port, across=True):
@@ -618,8 +619,7 @@ _OWN = ("network", "policy")
 
 
 def _place(store: Store, row: ServiceRow) -> _Place:
-    """Return the file and the table to which a service's policy belongs, even if it has none yet.
-
+    """Return the file and the table for a service's policy, even if the service has no policy yet.
     The policy of a [[service]] in a stack.toml is usually in the manifest of its package. The
     policy is in the stack.toml if this file has a policy for the service or uses the package twice.
     """

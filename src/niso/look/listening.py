@@ -1,4 +1,5 @@
-"""Find where the programs of a service listen, and where they should listen.
+"""Find the addresses and ports on which a service's programs listen, and on which they should
+listen.
 
 A packet may pass all rules although no program receives it. Usually the program listens on another
 port, on loopback only, or on IPv6 only. The kernel lists the sockets of a service's network
@@ -61,7 +62,7 @@ class Listening(NamedTuple):
 
     @property
     def words(self) -> str:
-        """A phrase that says on which port no program listens, and where programs do listen."""
+        """A phrase: the port on which no program listens, and the sockets that do exist."""
         proto = "" if self.proto == "tcp" else f"/{self.proto}"
         at = f"{bracketed(self.address)}:{self.port}{proto}"
         if self.listens:
@@ -158,8 +159,8 @@ def of_packet(
 
     Returns None if the packet is dropped, has no port, or does not go to the host or to an active
     service of this host. Also returns None if the packet goes to the host and rules of other
-    programs may redirect it. If one of several instances gets the packet, the result is about the
-    first instance in which no program listens.
+    programs may redirect it. If any of several instances may get the packet, the result is about
+    the first instance in which no program listens.
     """
     if not verdict.passes or verdict.port is None:
         return None
@@ -186,7 +187,7 @@ def unheard(
     """Yield the published ports that lead to an address and port on which no program listens.
 
     Each result has the service, its port and an IP version. Ranges of ports are left out, because
-    programs open these on demand. Services whose process does not run are left out too.
+    programs open their ports on demand. Services whose process does not run are left out too.
     """
     published = []
     for service in services:

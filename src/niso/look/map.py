@@ -252,8 +252,8 @@ class Map(Metered):
         )
 
     def _name_in(self, store: Store) -> Callable[[str, str], str | None]:
-        """Return a cached function (service, other service) -> name. The policy of the first
-        service can use this name for the other service. The name is None if there is none.
+        """Return a cached function (service, other service) -> name, by which the service's policy
+        can name the other service. The function returns None if no such name exists.
         """
         version = store.changes()
         if version != self._version:

@@ -6,10 +6,10 @@ cannot override another program's drop policy, and niso never edits another prog
 module evaluates the forward chains for some hypothetical packets, and names the missing rule.
 
 Some properties of such a packet are unknown: its port, the remote address, and the name of the
-outside interface. A condition on an unknown property counts as not met. If a rule accepts the
-packet only under such a condition, the chain is therefore reported as dropping the packet.
+outside interface. A condition on an unknown property counts as not met. Therefore a chain is
+reported as dropping the packet if only a rule with such a condition accepts it.
 
-The second part of the module reports from where services can be reached.
+The second part of the module reports which clients can reach services.
 """
 
 from __future__ import annotations
@@ -637,7 +637,9 @@ def network_drops(kernel: Kernel, networks: Iterable[NetworkRecord]) -> list[For
 
 
 def others_dropped(chains: Iterable[str]) -> list[tuple[str, str]]:
-    """Return (problem, remedy) for each of the NAT chains ``chains``, whose packets niso drops."""
+    """Return (problem, remedy) for each NAT chain in ``chains``. These chains translate packets of
+    other programs that niso drops.
+    """
     return [
         (
             f"nftables chain {chain} translates addresses of packets that niso drops: the host"
@@ -665,7 +667,8 @@ def _forwarding(link: str) -> str:
 
 
 def narrowed(ways: list[str], policy: Policy | None) -> list[str]:
-    """Return lines that say who can reach a published port, with a policy's restrictions added.
+    """Return the lines ``ways`` about the clients that can reach a published port, with a policy's
+    restrictions added.
 
     The first line of ``ways`` is about this host, which no policy restricts.
     """
@@ -703,10 +706,9 @@ def _ways(
     internal: Sequence[str],
     but: str,
 ) -> list[str]:
-    """Return the lines that say who can reach a published port.
-
-    ``addresses`` is a result of `_addresses`. ``closed`` are interfaces that do not forward IPv4.
-    ``internal`` are networks without access to the port. ``but`` is a note about other firewalls.
+    """Return one line for each type of client that can reach a published port. ``addresses`` is a
+    result of `_addresses`. ``closed`` are interfaces that do not forward IPv4. ``internal`` are
+    networks without access to the port. ``but`` is a note about other firewalls.
     """
     if port.host_ip in (ANY4, ANY6):
         published = [item for item in addresses if family_of(item[0]) in port.families]

@@ -419,7 +419,7 @@ def other_family(
     packet: Packet,
     closed: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> ExplainedPacket | None:
-    """Explain the same packet with the other IP version. None without addresses of this version."""
+    """Explain the same packet with the other IP version, or return None without addresses of it."""
     try:
         from_, to = ends(context, source, destination, 4 if packet.family == 6 else 6)
     except Error:
@@ -428,7 +428,7 @@ def other_family(
 
 
 def _leaves_netns(context: PolicyContext, packet: Packet, sender: KnownService | None) -> bool:
-    """Return whether a packet leaves its sender's namespace. Only then do policies apply to it."""
+    """Return whether a packet leaves its sender's namespace: only then do policies apply."""
     if sender is None:
         return not is_host(context, packet.source)
     to = packet.destination

@@ -1,8 +1,8 @@
 """Show what each policy entry has allowed, find likely mistakes, and evaluate proposed policies.
 
 Likely mistakes are names that no service has, name servers that a policy denies, and audits that
-end soon. The kernel agrees with the manifests despite such a mistake, so `niso net check` reports a
-mistake only as a warning.
+end soon. Despite a mistake, the kernel's state is as the manifests declare, so `niso net check`
+only warns.
 
 The functions at the end evaluate flows under policies that are not active, and find manifest lines
 that allow a flow. These functions read and change nothing on the host.
@@ -118,7 +118,6 @@ def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set
 
 def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]:
     """Return {manifest key of a policy entry: (open flows, seconds since the last flow or None)}.
-
     Both numbers come from the recorded flows, not from the counters of policy elements, which
     restart at 0 when the policy or an address changes.
     """
@@ -153,7 +152,7 @@ def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]
 
 
 def _narrower(text: str | None, counts: Iterable[_Count]) -> str:
-    """Suggest to limit an entry to the only protocol that was used. "" without suggestion."""
+    """Return a suggestion to limit an entry to the only protocol that was used, or ""."""
     if text is None or "/" in text.rpartition(":")[2] or ":" not in text:
         return ""
     used = set()
@@ -431,10 +430,10 @@ def _addresses(after: PolicyContext, end: FlowEnd) -> list[tuple[str, str]]:
 
 
 def _moved(after: PolicyContext, seen: Flow, by_port: bool) -> tuple[str, str] | None:
-    """Return (source, destination): new addresses for a flow whose service has left its network.
-
-    Returns None if a service has no address. If source and destination share a network, the
-    addresses are on it. Otherwise the first network of each service is used.
+    """Return (source, destination), the addresses that a recorded flow would have in the context
+    ``after``, for example after a service has left a network. Returns None if a service has no
+    address. Without ``by_port``, both addresses must be on one network. With it, the first network
+    of each service is used.
     """
     if seen.from_.service and seen.to.service and not by_port:
         for network, address in _addresses(after, seen.to):

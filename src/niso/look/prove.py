@@ -79,7 +79,7 @@ def sender_namespace(context: PolicyContext, packet: Packet, verdict: Verdict) -
 
 
 def prove(context: PolicyContext, explained: ExplainedPacket) -> Proof:
-    """Send a test packet, and observe whether it arrives and is counted by the expected rules."""
+    """Send a test packet. Observe whether it arrives, and whether the expected rules count it."""
     packet, verdict = explained.packet, explained.verdict
     namespace = sender_namespace(context, packet, verdict)
     receiver = context.services.get(verdict.receiver.service)

@@ -798,7 +798,7 @@ def _described(answer: Outside, services: list[str]) -> OutsideName:
 
 
 def next_due(session: Session) -> float:
-    """Return the seconds until a DNS name must be resolved again, at most 60."""
+    """Return the seconds until the next DNS name must be resolved again, at most 60."""
     store, now = session.store(), time.time()
     answers = store.outside.answers() if store.names_outside() else []
     return min([60.0, *(max(answer.due_at - now, 1.0) for answer in answers)])

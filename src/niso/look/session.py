@@ -249,7 +249,9 @@ class ApiPart:
 
 
 def explained(error: Exception) -> Error | None:
-    """Return the `Error` for an sqlite3.Error, OSError or damaged row, or None for others."""
+    """Convert an sqlite3.Error, an OSError, or the exception of a damaged row to an `Error`. Return
+    None for other exceptions.
+    """
     kind = type(error)
     if kind.__module__ == "sqlite3":
         if isinstance(error, sqlite3.OperationalError) or kind is sqlite3.DatabaseError:
@@ -292,7 +294,7 @@ def as_usage[T](call: Callable[[], T]) -> T:
 
 
 def text(value: object, what: str) -> str:
-    """Return an argument if it is a valid str. Raises a UsageError that names ``what``."""
+    """Return an argument if it is a valid string. Raises a UsageError that names ``what``."""
     if not isinstance(value, str):
         raise UsageError(f"must be a string, not {type(value).__name__}", None, what)
     try:
@@ -305,7 +307,7 @@ def text(value: object, what: str) -> str:
 
 
 def texts(values: Iterable[object], what: str) -> list[str]:
-    """Return arguments as a list if all are valid str. Raises a UsageError that names ``what``."""
+    """Return arguments as a list if all are strings. Raises a UsageError that names ``what``."""
     if isinstance(values, str | bytes):
         raise UsageError("must be a list of strings, not one string", None, what)
     try:
@@ -399,8 +401,8 @@ def user_of(user: str | None) -> Any:
 def refuse(kernel: Kernel, processes: Processes) -> None:
     """Raise Conflict if state.db is missing although objects that niso created exist.
 
-    Such objects are network interfaces of this namespace whose alias names a state folder of niso,
-    and services in the run folder.
+    These objects are services in the run folder, and network interfaces of this namespace with
+    niso's alias.
     """
     if os.path.lexists(paths.database()):
         return

@@ -91,8 +91,8 @@ def prefixed(store: Store, asks: bool | None, stack: str, names: Iterable[str]) 
     """Return whether the names of a stack's services begin with the stack's name on this host.
 
     ``asks`` is the setting ``prefix`` of the stack's file, or None without this setting. If all
-    services of the stack have been removed, the names of remaining volumes show the earlier
-    setting.
+    services of the stack have been removed, the earlier setting follows from the names of remaining
+    volumes.
     """
     names = list(names)
     taken_ = bool(taken(store, stack, names))

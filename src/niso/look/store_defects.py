@@ -167,11 +167,9 @@ def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -
 
 
 def _lost_instance(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -> Instance:
-    """Build the missing row of an instance from other data.
-
-    The state is "serving" if the kernel's map of the service address contains the instance. It is
-    "leaving" if the service has its full number of other instances. Otherwise it is "out" (not
-    healthy).
+    """Build the missing row of an instance from other data. The state is "serving" if the kernel's
+    map of the service address contains the instance. It is "leaving" if the service has its full
+    number of other instances. Otherwise it is "out" (not healthy).
     """
     own = {address for _, address in store.addresses(row.name)}
     deploy = spec.program.deploy
@@ -196,7 +194,7 @@ def _lost_ports(
     """Return the arguments of `Store.set_ports` that restore missing manifest ports, or None.
 
     A port is missing if the kernel publishes it and the store has no row for it. A port that
-    neither has is no defect: port-forward --take-over may have taken it.
+    neither kernel nor store has is no defect: port-forward --take-over may have taken it.
     """
     forwards = set(store.forwards(service))
     before = {port for _, port in store.ports(service)} - forwards

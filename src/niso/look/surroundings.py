@@ -110,10 +110,9 @@ def _asked() -> set[str]:
 
 
 def _name_servers(store: Store, services: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
-    """Return {name servers: active services that use this list of name servers}.
-
-    Services that can reach no other machine are left out. Lists with a loopback address are left
-    out too, because such an address is the service itself.
+    """Return {name servers: active services that use this list of name servers}. Services that can
+    reach no other machine are left out. Lists with a loopback address are left out too, because a
+    service's own loopback answers on such an address.
     """
     internal = {network.name for network in store.networks() if network.internal}
     result: dict[tuple[str, ...], dict[str, None]] = {}

@@ -147,8 +147,8 @@ class Metered(ResultStream):
     def _sample(
         self, with_open: bool
     ) -> tuple[TopSample, TopSample, Memory, Mapping[Key, int] | None]:
-        """Take a sample. Returns (previous sample, new sample, flows, {flow: bytes}). The last is
-        None if this kernel does not count bytes of flows.
+        """Take a sample. Returns (previous sample, new sample, flows, {flow: bytes}). The mapping
+        is None if this kernel does not count bytes of flows.
         """
         self._read_services()
         memory = remembered(self.session.kernel(), self._context, with_open)

@@ -167,7 +167,7 @@ def _split_address(text: str, key: str) -> tuple[str, str]:
 
 
 def _not_a_host(text: str) -> str | None:
-    """Return why no port can be published on a host address, or None if ports can be."""
+    """Return why no port can be published on a host address, or None if that is possible."""
     address = ipaddress.ip_address(text)
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         return f"{text} is an IPv4-mapped address, write {address.ipv4_mapped}"
@@ -214,7 +214,8 @@ def contradictions(ports: Iterable[PortMapping]) -> list[tuple[int, int]]:
 
     Two ports contradict each other if they differ but publish the same host port on the same
     address. If a port contradicts several earlier ports, only one pair is returned. A port on one
-    address does not contradict a port on all addresses, because the former has precedence.
+    address does not contradict a port on all addresses, because the port on one address has
+    precedence.
     """
     groups: dict[tuple[str, str], list[tuple[int, int, int, PortMapping]]] = {}
     for index, port in enumerate(ports):

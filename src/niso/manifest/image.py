@@ -288,8 +288,8 @@ def applied(
 def _fits(
     key: str, value: str, rule: Callable[[str, str], object], errors: list[tuple[str, str]]
 ) -> bool:
-    """Return whether ``rule`` accepts an image's value for a key of the manifest. If it does not,
-    append (reason, next step) to ``errors``.
+    """Return whether ``rule`` accepts an image's value for a manifest key. Otherwise append
+    (reason, next step) to ``errors``.
     """
     try:
         rule(value, key)
@@ -302,7 +302,6 @@ def _fits(
 
 def _program(own: Mapping[str, Any], image: Image, errors: list[tuple[str, str]]) -> dict[str, Any]:
     """Return the table [binary] ``own`` with entrypoint and arguments from the image, as in Docker.
-
     If the manifest has an entrypoint, the image's entrypoint and command are not used. Arguments of
     the manifest are used instead of the image's command. If the image has no entrypoint, the first
     argument is the program. Invalid values are appended to ``errors`` as (reason, next step).

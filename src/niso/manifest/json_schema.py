@@ -126,7 +126,7 @@ def _choice(form: type, inside: Any) -> dict[str, Any]:
 
 
 def _set_rule(field: dict[str, Any], rule: Mapping[str, Any]) -> None:
-    """Add the conditions ``rule`` to the JSON Schema ``field``, or to that of its items."""
+    """Add the conditions ``rule`` to the JSON Schema ``field``, or to the schema of its items."""
     for choice in field.get("anyOf", [field]):
         items = {"array": "items", "object": "additionalProperties"}.get(choice.get("type"))
         if items:

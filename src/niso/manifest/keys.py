@@ -1,10 +1,10 @@
 """Declare all keys of manifest.toml in `KEYS`.
 
-A declaration has the key's path, type, description, default and rule, and the field of
-`niso.plan.specs.ServiceSpec` in which the value is stored. The types and defaults (`TABLES`), the
-checks (`niso.manifest.validate`), the JSON Schema (`niso.manifest.json_schema`), the reference, the
-manual page and the ServiceSpec (`spec`) are derived from these declarations. To add a key, add an
-entry here, a field of the ServiceSpec, and the code that uses the field.
+A declaration has the key's path, type, description, default, rule, and the field of
+`niso.plan.specs.ServiceSpec` for its value. The types and defaults (`TABLES`), the checks
+(`niso.manifest.validate`), the JSON Schema (`niso.manifest.json_schema`), the reference, the manual
+page and the ServiceSpec (`spec`) are derived from these declarations. To add a key, add an entry
+here, a field of the ServiceSpec, and the code that uses the field.
 
 Conditions between several keys are in `niso.manifest.validate` and, for the schema, in
 `niso.manifest.json_schema`.
@@ -746,8 +746,8 @@ def _read(
 
 
 def _value(key: Key, value: Any, path: str, parsed: Mapping[str, Any]) -> Any:
-    """Return the value of a key as parsed by its rule, from ``parsed`` if it is there. In an array
-    or a table, each item is parsed.
+    """Return a key's value as parsed by the key's rule. In an array or a table, each item is
+    parsed. A value that is in ``parsed`` is not parsed again.
     """
     if value is None or key.rule is ANY:
         return value

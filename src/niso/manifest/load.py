@@ -98,8 +98,8 @@ def prepared(
     """Substitute the variables in a manifest's data, and make its relative paths absolute.
 
     ``path`` is the manifest's file. ``outer`` returns the variables of the stack that contains the
-    service. The stack's variables have precedence over the file .env next to the manifest. Raises
-    Error and InvalidInput if this .env exists but cannot be used.
+    service. The stack's variables have precedence over those in the file .env next to the manifest.
+    Raises Error and InvalidInput if this .env cannot be used.
     """
     folder = os.path.dirname(path)
     resolved = Resolved(data, [])

@@ -355,7 +355,7 @@ def _written(peer: str, suffix: str) -> str:
 
 
 def _not_a_peer(prefix: _Prefix) -> tuple[str, str] | None:
-    """Return (reason, valid form) if no peer has an address in a prefix, or None if one can."""
+    """Return (reason, valid form) if no peer can have an address in a prefix, otherwise None."""
     if isinstance(prefix, ipaddress.IPv6Network) and prefix.subnet_of(_MAPPED):
         number = ipaddress.IPv4Network(
             (int(prefix.network_address) & 0xFFFFFFFF, prefix.prefixlen - 96)
@@ -394,7 +394,7 @@ def about(
     name: str, networks: tuple[str, ...], owner: str, labels: Mapping[str, str]
 ) -> Iterator[Policy]:
     """Yield the administrator's policies for the attachment ``name``. Raises Error. The other
-    arguments are the values that the matchers of a policy compare.
+    arguments are the attachment's values, which a policy's matchers compare.
     """
     subject: dict[str, tuple[str, ...]] = {label: (text,) for label, text in labels.items()}
     subject |= {"name": (name,), "network": networks, "owner": (owner,)}

@@ -389,7 +389,7 @@ def rate(text: str, key: str) -> int:
 
 
 def way(text: str, key: str) -> str:
-    """Return ``text`` if it is a direction of network.bandwidth: in or out. Raises InvalidInput."""
+    """Return ``text`` if it is a key of network.bandwidth, in or out. Raises InvalidInput."""
     return values.require(
         text, key, None if text in WAYS else "is an unknown direction", "in or out"
     )
@@ -616,9 +616,9 @@ def volumes_problems(
 def _overlapping(
     point: str, key: str, points: dict[str, str], above: dict[str, str]
 ) -> Iterator[InvalidInput]:
-    """Yield an error if the mount point ``point`` overlaps an earlier one, then add it to both.
-    ``points`` maps each earlier mount point to its key in the manifest. ``above`` maps each parent
-    folder of an earlier mount point to this mount point.
+    """Yield an error if the mount point ``point`` overlaps an earlier one. Then add the point to
+    ``points`` and ``above``. ``points`` maps each earlier mount point to its key in the manifest.
+    ``above`` maps each parent folder of an earlier mount point to this mount point.
     """
     parts = point.split("/")
     folders = ["/".join(parts[:end]) for end in range(2, len(parts))]

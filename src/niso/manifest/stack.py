@@ -247,9 +247,9 @@ def load(
     """Read and check a stack.toml and its manifests. ``path`` is the file or its folder.
 
     If ``owners`` (uids) are given, only these users may be able to change the files. ``also``
-    returns further errors of a network. If each service is valid by itself, ``together`` is called
-    to check all services together. All errors in the file and in the manifests are raised as one
-    ErrorGroup. Each error names its file, key and value. Raises NotFound if the file does not
+    returns further errors about a network. If each service is valid by itself, ``together`` is
+    called to check all services together. All errors in the file and in the manifests are raised as
+    one ErrorGroup. Each error names its file, key and value. Raises NotFound if the file does not
     exist, Error if it cannot be read, and InvalidInput if it is not valid TOML.
     """
     path = place(path)
@@ -324,8 +324,9 @@ def _with_apart(members: list[StackMember], folder: str) -> list[StackMember]:
 
 
 def as_stack_error(stack: Stack, error: Error, of: StackMember | None = None) -> Error:
-    """Convert a manifest's error to an error of the stack.toml, if the stack.toml sets the key of
-    the error. Otherwise return ``error``. ``of`` is its service, or None if unknown.
+    """Convert an error in a manifest to an error in the stack.toml, if the stack.toml sets the
+    error's key. Otherwise return ``error``. ``of`` is the service with the error, or None if
+    unknown.
     """
     for member in stack.members if of is None else (of,):
         path = member.loaded.path
@@ -450,9 +451,8 @@ def _package(
     overrides: Mapping[str, Any],
     of_stack: tuple[Collection[int] | None, Outer],
 ) -> Loaded:
-    """Load the package of a [[service]], and apply the stack's overrides to its manifest.
-
-    ``path`` is the package's absolute path, and ``package`` its path as written in the stack.toml.
+    """Load the package of a [[service]], and apply the stack's overrides to its manifest. ``path``
+    is the package's absolute path, and ``package`` its path as written in the stack.toml.
     ``of_stack`` is (owners, function that returns the variables of the stack). Raises InvalidInput
     or ErrorGroup. Only errors of the package's own manifest name a file.
     """
@@ -495,7 +495,7 @@ def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) ->
 
 
 def _here(at: str, key: str, overrides: Mapping[str, Any], error: Error) -> InvalidInput:
-    """Convert an error of the package ``at`` to an error of the [[service]] at the path ``key``. If
+    """Convert an error in the package ``at`` to an error in the [[service]] at the path ``key``. If
     the [[service]] does not set the error's key, the new error is about the complete [[service]].
     """
     mine = _key_here(key, overrides, error.key or "")
@@ -545,7 +545,7 @@ def checked(
     """Check a [services.NAME] table of a stack.toml, which is a complete manifest.
 
     ``path`` is the stack.toml, and ``key`` the table's key path in it. ``owners`` is as for `load`.
-    Raises ErrorGroup. Errors have no file, except errors in files of variables.
+    Raises ErrorGroup. Errors have no file, except errors in environment files.
     """
     errors: list[Error] = []
     if "depends_on" in table:
@@ -598,7 +598,7 @@ def _folder(path: str, key: str, folder: object, owners: Collection[int] | None)
 
 
 def moved_error(error: Error, key: str, file: str = "") -> InvalidInput:
-    """Convert an error of a [services.NAME] table to an error of the stack.toml. ``key`` is the
+    """Convert an error in a [services.NAME] table to an error in the stack.toml. ``key`` is the
     table's key path in the stack.toml, and ``file`` the stack.toml or "".
     """
     new = InvalidInput.of(error)
@@ -622,7 +622,8 @@ def resolve(
     """Substitute the variables in a stack.toml's data, and make its paths absolute.
 
     Returns (data and errors, function that returns the stack's variables). The file .env next to
-    the stack.toml is read only if a variable is used. Raises Error or InvalidInput for a bad .env.
+    the stack.toml is read only if a variable is used. Raises Error or InvalidInput for an unusable
+    .env.
     """
     folder = os.path.dirname(path)
     outer = cache(lambda: manifest_variables.variables(folder, owners)[0])
@@ -718,8 +719,8 @@ def item(own: Mapping[str, Any], key: str) -> _Item:
 
 
 def ordered(after: Mapping[str, Iterable[str]]) -> list[str]:
-    """Sort names so that each is after the names it depends on, ``after``. If there is a cycle,
-    returns the names in the given order.
+    """Sort the keys of ``after``, which maps names to the names they depend on, so that
+    dependencies come first. If there is a cycle, keep the order.
     """
     try:
         return [name for name in graphlib.TopologicalSorter(after).static_order() if name in after]
@@ -855,11 +856,11 @@ def _member(
 ) -> StackMember:
     """Add the stack's prefix to a service, and to its networks, policy peers and dependencies.
 
-    The name without the prefix becomes an alias of a service with another hostname, under two
-    conditions. No other service of the stack has this name (``lone``), and all networks of the
-    service belong to the stack: on other networks, the alias could clash with a second stack of the
-    same names. ``called`` and ``networks`` map names of services and networks to names with the
-    prefix.
+    If the service's hostname differs from its name, the name without the prefix becomes an alias.
+    This happens only if no other service of the stack has this name (``lone``), and all networks of
+    the service belong to the stack. On other networks, the alias could clash with a second stack
+    whose services have the same names. ``called`` and ``networks`` map names of services and
+    networks to names with the prefix.
     """
     spec = member.loaded.spec
     network = spec.network

@@ -132,7 +132,7 @@ def _open(path: str, flags: int) -> int:
 
 
 def _open_plain(path: str, flags: int) -> int:
-    """Open an absolute path. Fails with ELOOP or ENOTDIR if a part of it is a symbolic link."""
+    """Open an absolute path. A symbolic link in the path causes an OSError: ELOOP or ENOTDIR."""
     *above, name = path.split("/")[1:]
     folder = os.open("/", os.O_PATH | os.O_CLOEXEC)
     try:
@@ -191,7 +191,7 @@ def _refuse_long_keys(text: str) -> None:
 
 
 def write_dates(table: dict[str, object]) -> None:
-    """Convert dates in keys named audit_until to strings, at all depths. No other key has dates."""
+    """Convert dates to strings at all depths. Only keys named audit_until have dates."""
     for key, value in table.items():
         for item in value if isinstance(value, list) else (value,):
             if isinstance(item, dict):
@@ -227,7 +227,7 @@ _INVISIBLE = {
 
 def _named(reason: str, place: str, text: str) -> tuple[str, str]:
     """Return (reason, hint) for the character at ``place``, such as ``line 3, column 5``. The
-    reason is "" if tomllib's reason, the argument ``reason``, is clear enough.
+    reason is "" if ``reason``, which tomllib reported, is clear enough.
     """
     hint = "see https://toml.io for the syntax"
     match = re.match(r"line ([0-9]+), column ([0-9]+)", place)
@@ -288,8 +288,8 @@ no end."""
 
 
 def locate(text: str, errors: list[Error]) -> None:
-    """Set the line number of each error to the line of its key. If the text does not have the key,
-    the line of the innermost table that would contain it is used.
+    """Set the line number of each error to the line of its key. If the text lacks the key, the line
+    is that of the innermost table that would contain the key.
     """
     lines = dict(_lines(text))
     for error in errors:
@@ -397,9 +397,9 @@ def _loads(text: str) -> dict[str, Any]:
 def with_list(text: str, path: KeyPath, key: str, items: Iterable[ListLine]) -> str:
     """Return a TOML text in which ``key`` of the table at ``path`` is the list ``items``.
 
-    Missing tables are added. Comments of the old list stay if they are on lines of their own, or
-    next to a string that stays. Raises Error if tomlkit is missing, and InvalidInput if the edit
-    would change anything else.
+    Missing tables are added. Comments of the old list stay if they are on separate lines, or next
+    to a string that stays. Raises Error if tomlkit is missing, and InvalidInput if the edit would
+    change anything else.
     """
     wanted = list(items)
     expected = _loads(text)

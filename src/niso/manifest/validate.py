@@ -172,7 +172,7 @@ def _allowed(expected: Kind) -> str:
 
 
 def _example(value: object, expected: Kind, key: str) -> str:
-    """Return in TOML the value that the user probably meant: ``"5s"`` for 5. Unknown: ""."""
+    """Return in TOML what the user probably meant: ``"5s"`` for 5, or "" if unknown."""
     is_number = isinstance(value, int | float) and abs(value) < 10**18
     if expected.get(str, "") is None and is_number:
         text = str(value).lower()
@@ -283,8 +283,8 @@ def _written(data: dict[str, Any]) -> Iterator[tuple[Parse, Any, str]]:
 
 
 def _tables(data: dict[str, Any], section: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (key path, content) for each table of a section: ``volumes.*`` is each [volumes.NAME].
-    ``section`` is a key of `SECTIONS`.
+    """Yield (key path, content) for each table of ``section``, a key of `SECTIONS`. For
+    ``volumes.*``, these are all tables [volumes.NAME].
     """
     if not section:
         yield "", data
@@ -322,7 +322,7 @@ def _contradictions(ports: object, parsed: Mapping[str, Any]) -> Iterator[Invali
 
 
 def _kind(service: dict[str, Any], data: Mapping[str, object]) -> Iterator[InvalidInput]:
-    """Yield an error for each key of a job that only services can have, and vice versa."""
+    """Yield an error for each key that only services can have if this is a job, and vice versa."""
     if service.get("kind", "service") == "service" and "timeout" in service:
         reason = "is not allowed: only a job has a time limit"
         right = 'remove it, or set kind = "job"'

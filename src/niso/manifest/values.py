@@ -91,9 +91,9 @@ def host_label(text: str, key: str) -> str:
 def network_name(text: str, key: str) -> str:
     """Return ``text`` if it is a valid name of a network. Raises InvalidInput.
 
-    ``default`` is refused, because its bridge would have the same name as that of ``niso-default``.
-    ``none`` and ``host`` are refused, because they are values of network.mode: a network ``none``
-    would mean the opposite of Docker's ``--network none``.
+    ``default`` is refused, because its bridge would have the same name as the bridge of
+    ``niso-default``. ``none`` and ``host`` are refused, because they are values of network.mode: a
+    network ``none`` would mean the opposite of Docker's ``--network none``.
     """
     _name(text, key, NETWORK_RIGHT, '"backend"', is_label=False)
     if text == "default":
@@ -117,7 +117,7 @@ def port_number(text: str) -> int | None:
 
 def duration(text: str, key: str, low: float = 0.0, high: float = 86_400.0) -> float:
     """Parse a duration such as ``200ms``, ``5s``, ``2m`` or ``1h`` to seconds. Raises InvalidInput
-    if the text is invalid, or not from ``low`` to ``high`` seconds.
+    if the text is invalid, or if the duration is less than ``low`` or more than ``high`` seconds.
     """
     right, example = "a whole number with unit ms, s, m or h", '"10s"'
     digits = text.rstrip("hms")

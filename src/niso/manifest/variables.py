@@ -1,6 +1,6 @@
-r"""Substitute ``${NAME}`` in the values of a TOML file, and read files of environment variables.
+r"""Substitute ``${NAME}`` in the values of a TOML file, and read environment files.
 
-A file of variables is the ``env_file`` of a service, or ``.env`` next to a manifest. A line is
+An environment file is the ``env_file`` of a service, or ``.env`` next to a manifest. A line is
 ``NAME=value``, optionally after ``export``. Blank lines and lines that start with ``#`` are
 skipped. Blanks around name and value are removed, and a ``#`` after a blank starts a comment. A
 value in single quotes is literal. In double quotes, a backslash escapes a backslash, a quote or a
@@ -8,9 +8,9 @@ dollar sign, and \n, \r and \t are control characters. A line with only a name t
 the environment, if the variable is set there.
 
 Substitution follows the rules of Compose. ``${NAME:-text}`` has a default for a variable that is
-unset or empty, and ``${NAME:?text}`` an error message for that case. Without the colon, an empty
-variable counts as set. ``${NAME:+text}`` is the text if the variable is set. ``$${`` is a literal
-``${``. Any other ``$`` is literal, so that ``$NAME`` and ``$$`` remain for a shell.
+unset or empty, and ``${NAME:?text}`` an error message for such a variable. Without the colon, an
+empty variable counts as set. ``${NAME:+text}`` is the text if the variable is set. ``$${`` is a
+literal ``${``. Any other ``$`` is literal, so that ``$NAME`` and ``$$`` remain for a shell.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "$": "$"}
 def variables(
     folder: str, owners: Collection[int] | None = None, outer: Mapping[str, str] | None = None
 ) -> Variables:
-    """Return ({name: value} of variables for a file in ``folder``, path of the file .env there).
+    """Return ({variable: value} for a TOML file in ``folder``, path of the file .env in this
+    folder).
 
     The environment has precedence, then ``outer``, then .env. Raises Error and InvalidInput if a
     .env exists but cannot be used.
@@ -77,7 +78,7 @@ def read(
     owners: Collection[int] | None = None,
     shown: str | None = None,
 ) -> dict[str, str]:
-    """Read a file of variables, and return their values by name.
+    """Read an environment file, and return {variable: value}.
 
     ``path`` must be absolute, with its symbolic links resolved: no link is followed. A line with
     only a name takes its value from ``environment``. Errors name the line and the file, which is
@@ -105,7 +106,7 @@ def read(
 
 
 def _line(line: str, where: str) -> tuple[str, str | None]:
-    """Parse a line of a file of variables, and return (name, value). For a blank line or a comment,
+    """Parse a line of an environment file, and return (name, value). For a blank line or a comment,
     the name is "" and the value None. For a line with a name but no ``=``, the value is None.
     ``where`` is the file and line number for errors. Raises InvalidInput.
     """

@@ -3,8 +3,8 @@
 A `Snapshot` contains the rows of the store that one command needs: the rows of one service, of one
 network, or of all. `desired` computes a `State` for the same services and networks. `findings`
 returns the problems that `niso net check` reports: the differences between the desired and the
-actual State, except differences that only follow from another one. All functions are pure: they use
-neither I/O nor the clock.
+actual State, except differences that only follow from another difference. All functions are pure:
+they use neither I/O nor the clock.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _shared(snapshot: Snapshot) -> Iterator[KernelObject]:
 
 
 def _network(snapshot: Snapshot, network: NetworkRecord) -> Iterator[KernelObject]:
-    """Yield the bridge of a network, and the bridge's addresses, nftables elements and sysctls."""
+    """Yield a network's bridge with its addresses, nftables elements and sysctls."""
     alias = names.alias(snapshot.state_id)
     bridge = network.bridge
     families = {subnet.family for subnet in network.subnets}
@@ -138,8 +138,8 @@ def _remote(
     remote: PlannedService, networks: dict[str, NetworkRecord], alias: str
 ) -> Iterator[KernelObject]:
     """Yield the objects for a service of another host: the neighbour and forwarding entries for its
-    addresses and MAC, and nftables elements. The elements allow its addresses as source addresses
-    only in packets from that host.
+    addresses and MAC, and nftables elements. The elements allow the service's addresses as source
+    addresses only in packets from its host.
     """
     for endpoint in remote.endpoints:
         network = networks[endpoint.network]
@@ -286,7 +286,8 @@ def shut(before: Mapping[str, str], forwards: bool, forwards6: bool) -> frozense
     """Return the IP versions (4, 6) that the host forwards only because niso enabled forwarding.
 
     ``before`` maps host sysctls to their values before niso changed them. ``forwards`` and
-    ``forwards6`` say whether niso now makes the host forward (`SnapshotRows.host_forwards`).
+    ``forwards6`` are true while niso makes the host forward IPv4 and IPv6
+    (`SnapshotRows.host_forwards`).
     """
     four = forwards and before.get(FORWARDING) == "0"
     six = forwards6 and any(
@@ -388,8 +389,8 @@ def _services_lines(
 
 def findings(want: State, have: State) -> list[Finding]:
     """Return the differences between the desired and the actual state, for `niso net check`. A
-    difference that follows from another one is left out, such as the missing address of a missing
-    interface.
+    difference that follows from another difference is left out, such as the missing address of a
+    missing interface.
     """
     result: list[Finding] = []
     # missing or foreign parents, and conditions that explain other differences; sysctls are

@@ -146,8 +146,8 @@ def forbidden_addresses(
     bridges: Iterable[tuple[str, str]] = (),
     local: Iterable[str] = (),
 ) -> Forbids:
-    """Return a function that says why a DNS name may not have an address, to prevent DNS rebinding.
-    For an allowed address, the function returns "".
+    """Return a function that returns why a DNS name may not have an address, or "" if it may. This
+    prevents DNS rebinding.
 
     ``host`` are the host's own addresses with prefix lengths. ``prefixes`` are the prefixes of
     niso's networks. ``bridges`` are pairs (prefix, bridge name) of container engines. ``local`` are

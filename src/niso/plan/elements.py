@@ -94,9 +94,9 @@ def network(
     observe: bool = True,
     multicast: bool = False,
 ) -> list[Element]:
-    """Return the elements of a network. ``mac`` is the MAC of its bridge. ``internal`` says whether
-    the network has no access to the outside, ``observe`` whether its flows are recorded, and
-    ``multicast`` whether multicasts and broadcasts pass between its services.
+    """Return the elements of a network. ``mac`` is the MAC of its bridge. With ``internal``, the
+    network has no access to the outside. With ``observe``, its flows are recorded. With
+    ``multicast``, multicasts and broadcasts pass between its services.
     """
     keys = [(INET, "bridges", (bridge,)), (INET, "same_bridge", (bridge, bridge))]
     keys += [(INET, "internal", (bridge,))] if internal else []
@@ -137,8 +137,8 @@ def spans(network: str, vxlan: str) -> list[Element]:
 
 def here(service: str, vni: int, mac: str) -> Element:
     """Return the nftables element that allows other hosts to send VXLAN packets to a service of
-    this host. ``vni`` is the number of a network that spans hosts, and ``mac`` the service's MAC on
-    it.
+    this host. ``vni`` is the VNI of a network that spans hosts, and ``mac`` the service's MAC on
+    this network.
     """
     return Element(INET, "here", (vni, mac or _NO_MAC), (), service)
 
@@ -196,8 +196,8 @@ def endpoint(
     multicast: bool = False,
 ) -> list[Element]:
     """Return the elements for a service's port on a bridge: the service's MAC, source addresses and
-    limits. ``host_end`` is the name of the port. ``observe`` says whether its flows are recorded,
-    and ``multicast`` whether multicasts and broadcasts pass between services of the network.
+    limits. ``host_end`` is the name of the port. With ``observe``, its flows are recorded. With
+    ``multicast``, multicasts and broadcasts pass between services of the network.
     """
     port = (host_end,)
     elements = [Element(table, "ports", port, (), service) for table in (INET, BRIDGE)]
@@ -273,8 +273,8 @@ def published_on(
     service: str, port: PortMapping, bridge: str, addresses: Iterable[str]
 ) -> list[Element]:
     """Return the elements of a published port for clients on one network of the service, which is
-    not its primary network. ``bridge`` is this network's bridge, ``addresses`` the service's
-    addresses on it.
+    not its primary network. ``bridge`` is this network's bridge. ``addresses`` are the service's
+    addresses on this network.
 
     A connection from this network is translated to the service's address on the same network. If it
     were translated to another address, replies would reach the client directly, without the host
@@ -343,7 +343,7 @@ def service_address(
     ordinals of instances that receive connections to their addresses. ``near`` has the instances on
     this host, ``far`` those on other hosts. If both are empty, there are no elements, and
     connections to the service address are refused. The nftables maps ``near`` have elements only if
-    both this host and other hosts run instances.
+    instances run both on this host and on other hosts.
     """
     serving = {**near, **far}
     if not serving:

@@ -4,7 +4,7 @@ One direction of a service's policy assigns a verdict to each (peer, protocol, p
 into parts, each of which is one map lookup. A part is looked up only if no earlier part has a
 matching element. Each line shows a part, the fields of its key, and the packets that it is for:
 
-    port         own address, peer, protocol, port      a listed peer, by its address
+port         own address, peer, protocol, port      a listed peer, by its address
     ports        own address, peer, protocol, ports
     peer         own address, peer                      everything else of this peer
     outer        own address, prefix                    for a peer outside: the class of the prefix
@@ -17,7 +17,7 @@ matching element. Each line shows a part, the fields of its key, and the packets
     rest         own address
 
 Only policies with the peer ``outside`` have elements in ``outer``. Their prefixes cover all
-addresses. Whether a peer is outside depends on the packet's interface, not on its address.
+addresses. Whether a peer is outside depends on the packet's interface, not on the peer's address.
 
 All prefixes with the same decisions form one class. Without classes, each combination of a prefix
 and a port would need an element. ``class_all`` has the decision on all other ports of a class. If
@@ -245,8 +245,8 @@ def looked_up(
     """Return the elements of a policy that a packet matches, in the order in which the rules look
     them up. The last element decides. If the peer is in a class of prefixes, an element with the
     class precedes the last one. ``own`` is an address of the service. ``proto`` is a protocol as in
-    an Entry, or any other name. ``port`` is None if the protocol has no ports. ``outside`` says
-    whether the peer's address belongs neither to a service nor to the host.
+    an Entry, or any other name. ``port`` is None if the protocol has no ports. With ``outside``,
+    the peer's address belongs neither to a service nor to the host.
     """
     by_part: dict[str, list[Element]] = {}
     for element in elements(policed._replace(only=None), members):
@@ -312,8 +312,8 @@ def _directions(policed: Policed, own: str) -> list[_Direction]:
 
 class _Entries:
     """The entries of one direction of a policy, indexed by peer. An entry is identified by its
-    position in ``all``. ``most`` is the maximum number of comparisons of an entry with a peer, or
-    None. When all methods together exceed it, they raise OverflowError.
+    position in ``all``. ``most`` limits how often all methods together may compare an entry with a
+    peer; above it they raise OverflowError. None means no limit.
     """
 
     def __init__(self, direction: _Direction, meaning: _Meaning, most: int | None = None) -> None:
@@ -432,8 +432,8 @@ class _Entries:
                 yield from self.of_peer.get(OUTSIDE, ())
 
     def addresses(self, only: frozenset[str] | None) -> set[str]:
-        """Return the peers' addresses, of this direction's IP version, that need elements of their
-        own. If ``only`` is not None, addresses of services that are not in ``only`` are left out.
+        """Return the peers' addresses, of this direction's IP version, that need separate elements.
+        If ``only`` is not None, addresses of services that are not in ``only`` are left out.
         """
         found = set(self.singles)  # no matter which service has them
         for peer in self.of_peer:

@@ -364,16 +364,17 @@ class Snapshot(NamedTuple):
 
 
 def last(subnet: Subnet) -> int:
-    """Return the number of the last address in a subnet that a service can have. In an IPv4 subnet
-    it is not the highest address, which is the broadcast address (RFC 919).
+    """Return the highest address of a subnet that a service can have, as its offset from the
+    subnet's first address. The highest address of an IPv4 subnet is the broadcast address (RFC
+    919).
     """
     return subnet.num_addresses - (2 if subnet.version == 4 else 1)
 
 
 def first_free(subnet: Subnet, gateway: int, used: Iterable[int]) -> int | None:
-    """Return the lowest number of an address in a subnet that is free for a service, or None if the
-    subnet is full. ``used`` are the numbers in use, ascending. Network, gateway and broadcast
-    address are never free.
+    """Return the lowest free address of a subnet, or None if the subnet is full. Addresses are
+    offsets from the subnet's first address. ``used`` are the addresses in use, ascending. Network,
+    gateway and broadcast address are never free.
     """
     candidate = 1
     for number in used:
@@ -389,8 +390,8 @@ def first_free(subnet: Subnet, gateway: int, used: Iterable[int]) -> int | None:
 
 
 def refusal(subnet: Subnet, gateway: int, number: int) -> str | None:
-    """Return why no service can have an address of a subnet, or None if a service can have it.
-    ``number`` is the number of the address in the subnet.
+    """Return why no service can have an address of a subnet, or None if a service can. ``number``
+    is the address's offset from the subnet's first address.
     """
     if number == 0:
         return "it is the address of the network itself"
@@ -414,7 +415,8 @@ Forbids = Callable[[str], str]
 class DnsAddress(NamedTuple):
     """A recorded address of a DNS name in policies. ``until`` is a time in seconds since 1970. In
     the state NOW, it is the end of the TTL. In the state FORMER, it is the time when the rules will
-    stop allowing the address. In the state PAST, it is the time when they stopped allowing it.
+    stop allowing the address. In the state PAST, it is the time when the rules stopped allowing the
+    address.
     """
 
     address: str
@@ -439,8 +441,8 @@ class Outside(NamedTuple):
         )
 
     def is_due(self, forbids: Forbids, now: float) -> bool:
-        """Return whether the name should be resolved again: if its next query is due, if the clock
-        was set back, or if one of its allowed addresses has become forbidden.
+        """Return whether the name should be resolved again: its next query is due, the clock was
+        set back, or one of its allowed addresses has become forbidden.
         """
         barred = any(forbids(address) for address in self.in_state(NOW, FORMER))
         return barred or not self.asked_at <= now < self.due_at

@@ -293,7 +293,7 @@ HIDING = ("/", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/var")
 
 
 def taken(path: str) -> str | None:
-    """Return why no volume can be mounted at a path in a service, or None if a volume can."""
+    """Return why no volume can be mounted at a path in a service, or None if that is possible."""
     for own in TAKEN:
         if path == own or path.startswith(f"{own}/"):
             return f"{own} is niso's"

@@ -1,8 +1,7 @@
 """Find free prefixes for networks, and check subnets that a user requests, without I/O.
 
 `niso.store.service_rows.lease` chooses the address that is reserved for a service. An address is
-represented by its number within its subnet (0 is the network address), so that IPv4 and IPv6 use
-the same code.
+represented by its offset from the subnet's first address, so that IPv4 and IPv6 use the same code.
 """
 
 from __future__ import annotations
@@ -154,7 +153,7 @@ class NetworkRequest(NamedTuple):
 
 
 def check(request: NetworkRequest) -> None:
-    """Raise UsageError if a request is invalid. Existing networks are not compared with it."""
+    """Raise UsageError if a request is invalid by itself. Existing networks are not considered."""
     nets, least = request.nets, MIN_MTUS[max(request.families)]
     for net in nets:
         if net.is_global and not request.allow_public:
@@ -201,8 +200,8 @@ def _gateway(text: str, hint: str) -> ipaddress.IPv4Address | ipaddress.IPv6Addr
 
 
 def require_same(present: records.NetworkRecord, request: NetworkRequest, where: str = "") -> None:
-    """Raise Conflict if the existing network ``present`` has other properties than the requested
-    one, such as its subnets or MTU. ``where`` follows "already exists" in the message.
+    """Raise Conflict if the existing network ``present`` has other properties than the request,
+    such as other subnets or another MTU. ``where`` follows "already exists" in the message.
     """
     there = {subnet.family: subnet for subnet in present.subnets}
     nets = [ipaddress.ip_network(subnet.cidr) for subnet in present.subnets]

@@ -3,8 +3,8 @@
 Three checks must pass: the path (docs/design/packet.md), the egress policy of the sending service,
 and the ingress policy of the receiving service. The rules in the kernel are derived from the same
 policies by other code (`niso.plan.policy_elements`), and tests compare the two. Only the first
-packet of a flow is evaluated. Later packets of the flow, its replies, and ICMP errors about it pass
-without an evaluation.
+packet of a flow is evaluated. Later packets and replies of the flow, and ICMP errors about the
+flow, pass without an evaluation.
 """
 
 from __future__ import annotations
@@ -294,7 +294,8 @@ def _adjusted(known: KnownService, reason: Reason) -> Reason:
     """Return ``reason``, the result of a service's policy, adjusted for its audit period and host.
 
     During its audit period, a policy accepts what it would deny. For a service of another host, the
-    message says that this other host decides. Packets pass here until it has published the policy.
+    message says that this other host decides. Packets pass this host's rules until the other host
+    has published the policy.
     """
     if known.host and not known.heard:
         return Reason(True, f"{known.host} decides: the policy of {known.name} is not known here")
@@ -577,14 +578,14 @@ def _stays(network: str) -> str:
 def _published(
     context: PolicyContext, to: Address, port: int | None, proto: str, entered: str
 ) -> tuple[KnownService, str, str, int, str] | None:
-    """Return the service and address to which a published port of a host address is translated.
+    """Return the service and address to which a published port on a host address is translated.
     Returns None if no service publishes the port.
 
     The result is (service, network, address, port, publisher). ``publisher`` is a service in the
     same namespace that has published the port in place of the service, or "". A client on a network
     of the service (``entered``) is sent to the service's address on this network. Other clients are
     sent to the address on the service's primary network. A port that is published on one host
-    address has precedence over a port that is published on all.
+    address has precedence over a port that is published on all host addresses.
     """
     if port is None or (to.version == 6 and to.is_loopback):
         return None

@@ -198,7 +198,8 @@ class change:
 
     def _ports_of_ended(self, kept: set[str]) -> list[PortMapping]:
         """Return the published ports of services that are deactivated while other services still
-        run in their namespace. ``kept`` are all addresses of services after the change.
+        run in their namespace. ``kept`` has the addresses that services still have after the
+        change.
         """
         active = {service.name for service in self._snapshots[-1].services}
         return [
@@ -210,9 +211,9 @@ class change:
         ]
 
     def _is_of_names_alone(self) -> bool:
-        """Return whether policies have changed only because DNS names have other addresses now.
-        Open connections then stay. Returns False if a network of niso now contains a former address
-        of such a name.
+        """Return whether policies have changed only because the addresses of DNS names have
+        changed. Open connections then stay. Returns False if a network of niso now contains a
+        former address of such a name.
         """
         others, outside = [], []
         for snapshot in self._snapshots:
@@ -275,9 +276,10 @@ def plan(
 
     ``before`` is the desired state before the change, whose objects may have to be deleted.
     ``trusting`` saves time: elements of nftables maps that are new in the store are not read, but
-    assumed to be missing in the kernel. If one exists with another value, the kernel will refuse to
-    add it. ``closed`` are routes and namespaces to leave out, because a step for them has failed.
-    Raises KernelError, and Conflict if an object of another program has a name that niso needs.
+    assumed to be missing in the kernel. If such an element exists with another value, the kernel
+    refuses to add it. ``closed`` are routes and namespaces to leave out, because a step for them
+    has failed. Raises KernelError, and Conflict if an object of another program has a name that
+    niso needs.
     """
     snapshot = store.snapshot(scope)
     every = _desired(kernel, snapshot, before)
@@ -467,11 +469,10 @@ def _without(state: State, every: State, ended: frozenset[str]) -> State:
 
 
 def _occupied(kernel: Kernel, want: State, have: State, before: State) -> dict[str, str]:
-    """Return {namespace: interface} for attachments whose container replaced niso's interface.
-
-    A container with the capability NET_ADMIN can replace the interface by its own. Each later
-    change of the attachment would fail if it created niso's veth pair again. Therefore the pair is
-    deleted. The nftables elements for its address stay, as for a namespace that no longer exists.
+    """Return {namespace: interface} for attachments whose container replaced niso's interface. A
+    container with the capability NET_ADMIN can replace the interface by its own. If later changes
+    created niso's veth pair again, they would fail. Therefore the pair is deleted. The nftables
+    elements for the attachment's address stay, as for a namespace that no longer exists.
     """
     # an attachment whose namespace has lost its name has not been read
     others = {named.name: named for named in want[NetnsName] & have[NetnsName]}
@@ -502,8 +503,8 @@ def _is_of_container(error: KernelError, want: State, before: State) -> bool:
     """Return whether a step failed because a container changed the network of its own namespace.
 
     For example, a container with NET_ADMIN can move one of niso's routes to another interface. The
-    first attachment then fails. A later change must not fail, since it may concern the policy or
-    other services: the caller deletes the veth pair and continues.
+    command that creates the attachment then fails. Later changes must not fail, since they may
+    concern the policy or other services: the caller deletes the veth pair and continues.
     """
     return (
         error.errno in _BY_CONTAINER
@@ -557,9 +558,9 @@ def compare(
     """Compare all of niso's objects in the kernel with the rows of the store. Nothing is changed.
 
     Returns (steps that a repair would execute, desired state, actual state, conflicts). A conflict
-    is an object of another program with a name that niso needs. Neither state contains these
-    objects, or objects that depend on them. ``closed`` maps objects that are left out, as in
-    `plan`, to the errors of their steps.
+    is an object of another program with a name that niso needs. Both states lack these objects, and
+    objects that depend on them. ``closed`` maps routes and namespaces to the KernelError of a
+    failed step: they count as conflicts, too.
     """
     foreign: Foreign = {}
     every = desired_now(kernel, store, ALL)

@@ -56,8 +56,8 @@ def clear(kernel: Kernel, want: State) -> int:
 
 
 def _stray_test(want: State, own: set[str]) -> Callable[[Tracked], bool]:
-    """Return a function that returns whether a flow must be deleted: it lacks the NAT that the
-    rules require, or it uses a port of the host that is now published. ``own`` are the host's
+    """Return a function that returns whether a flow must be deleted, because it lacks the NAT that
+    the rules require, or uses a port of the host that is now published. ``own`` are the host's
     addresses.
     """
     import ipaddress  # only after niso's tables were lost

@@ -100,8 +100,8 @@ def unrecorded(
 def others(kernel: Kernel, store: Store) -> list[str]:
     """Return the nftables chains, as "FAMILY TABLE CHAIN", in which other programs have added NAT
     rules since niso's first service, and whose packets niso drops. The list is empty if IPv4
-    forwarding was on before, or if there are `later` links, which niso does not restrict. Raises
-    KernelError.
+    forwarding was on before niso's first service, or if there are `later` links, which niso does
+    not restrict. Raises KernelError.
     """
     if store.sysctls_before().get(FORWARDING) != "0":
         return []
@@ -131,8 +131,8 @@ def later_routes(kernel: Kernel, store: Store) -> dict[str, str]:
 
 def is_needed(kernel: Kernel, nat: Mapping[str, int], links: AbstractSet[int | str] | None) -> bool:
     """Return whether other programs have added NAT rules or a bridge since niso enabled forwarding.
-    ``nat`` has the former number of rules by chain, and ``links`` the former indexes and names.
-    Raises KernelError.
+    ``nat`` maps the NAT chains to their numbers of rules at that time. ``links`` are the indexes
+    and names of the links that existed then. Raises KernelError.
     """
     if added_nat(kernel, nat):
         return True
@@ -150,7 +150,7 @@ def note_late(kernel: Kernel, store: Store) -> None:
 
     If other programs added NAT rules or bridges while services were active, the host continues to
     forward, and niso continues to restrict the former links. If there are new NAT rules but no new
-    links, the rules are for the former links, and the recorded value becomes 1.
+    links, the rules are for the former links, and the recorded value of ip_forward becomes 1.
 
     Network interfaces that were added in this time got the IPv6 defaults that niso had set; for
     these interfaces, the defaults without niso are recorded. The caller must be in a transaction of

@@ -4,8 +4,8 @@ The first entry describes the content (`DESCRIPTION`). The last entry, SHA256SUM
 each file, as sha256sum(1) prints it, and one digest of the names, owners and modes of all entries.
 An archive is read as untrusted data. No entry can be created outside the target folder, because
 folders are opened without following links. No existing file is replaced. Links are only allowed
-inside a package, a root file system and a volume. A hard link must link to a file in the same
-folder of the archive.
+inside packages, root file systems and volumes. A hard link must lead to a regular file in the same
+package, root file system or volume.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class _Sums:
         self._entries = sha256()
 
     def add(self, member: tarfile.TarInfo, digest: str | None) -> None:
-        """Add an archive entry. ``digest`` is that of a regular file's content, otherwise None."""
+        """Add an archive entry. ``digest`` is of a regular file's content, otherwise None."""
         head: tuple[object, ...] = (member.type, member.mode, member.uid, member.gid)
         head = (*head, member.linkname, member.name, *_attributes(member))
         self._entries.update(f"{head}\n".encode("utf-8", "surrogateescape"))
@@ -378,8 +378,8 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, most: int) -> bytes:
 def _check_layout(parts: list[str], member: tarfile.TarInfo) -> None:
     """Raise InvalidInput unless `niso save` writes entries of this type at this path.
 
-    The folders above packages, root file systems and volumes must be real folders: a link in place
-    of one would lead to the host's files.
+    The folders above packages, root file systems and volumes must be real folders: a link in their
+    place would lead to the host's files.
     """
     match parts:
         case (

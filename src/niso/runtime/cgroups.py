@@ -43,8 +43,9 @@ def roots() -> list[str]:
 def _own_cgroups() -> dict[str, str]:
     """Return {mount point: this process's cgroup} for all hierarchies (proc_pid_cgroup(5)).
 
-    The list of mounts is read only if a hierarchy is not at its usual mount point, because reading
-    it takes 2 ms with 1,000 services. The cgroups are then unknown, and the values are "".
+    If all hierarchies are at their usual mount points, the list of mounts is not read, which would
+    take 2 ms with 1,000 services. Otherwise the mount points are read from the list, and the values
+    are "", because the cgroups are then unknown.
     """
     lines = own_lines()
     try:
@@ -343,7 +344,7 @@ def pids_in(folder: str) -> list[int]:
 def remove(path: str) -> bool:
     """Remove a cgroup and its descendants. Cgroups that have processes stay.
 
-    Returns whether all of them have been removed. False is returned if there are no hierarchies.
+    Returns whether all of them have been removed, or False if there are no hierarchies.
     """
     removed = [_remove_below(f"{root}{path}") for root in roots()]
     return bool(removed) and all(removed)
@@ -367,9 +368,7 @@ def remove_with_parent(path: str) -> None:
 
 
 def remove_parent(path: str) -> None:
-    """Remove the cgroup that contains the services' cgroups, if it is empty and no service is
-    starting.
-    """
+    """Remove the parent of the services' cgroups, if it is empty and no service is starting."""
     guard = open_lock(".cgroup")
     try:
         fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)

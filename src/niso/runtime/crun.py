@@ -2,7 +2,7 @@
 
 The records are spec.json and state.json. If a process exits, the kernel may give its pid to another
 process. Functions that find a process by its pid therefore first open a pidfd (pidfd_open(2)), and
-then check that it is the right process. The pidfd refers to the checked process even if the pid is
+then check the identity of the process. The pidfd refers to the checked process even if the pid is
 reused later.
 """
 

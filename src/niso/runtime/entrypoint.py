@@ -45,7 +45,7 @@ _NOT_EXECUTABLE = Problem("is not executable", "chmod +x {} (beside manifest.tom
 
 
 def mounts_of(package: str, rootfs: str | None) -> dict[str, str]:
-    """Map the mount points of a service's root ("") and package (/app) to folders of the host."""
+    """Return {mount point in a service ("" for the root, /app for the package): host folder}."""
     return {"": rootfs or "/", APP: package}
 
 

@@ -69,8 +69,8 @@ def record(
     """Record as events what has changed in these services and in all networks since the last call.
 
     A service that a command is changing is left out, unless it is in ``interrupted``: the services
-    whose command was killed. ``fate`` returns the state of an attachment: attached or gone. Raises
-    sqlite3.Error if the store is damaged.
+    whose command was killed. ``fate`` returns the state of an attachment: "attached" or "gone".
+    Raises sqlite3.Error if the store is damaged.
     """
 
     def compare(now: float) -> tuple[list[Happened], dict[str, ServiceState | None]]:
@@ -307,7 +307,7 @@ def _present(store: Store, row: ServiceRow, fate: Callable[[ServiceRow], str]) -
 
 
 def _with_run(shown: ServiceState, service: str) -> ServiceState:
-    """Return ``shown``, updated from the service's present run and without its health. While the
+    """Return ``shown`` without its health, updated from the service's present run. While the
     service is being stopped, only the state is updated.
     """
     from niso.runtime import status  # not for attachments, whose engine waits
@@ -382,11 +382,10 @@ def happened(
 def _of_networks(
     known: dict[str, str] | None, made: dict[str, tuple[float, str]], now: float
 ) -> Iterator[Happened]:
-    """Yield the events that follow from a comparison of recorded and present networks.
-
-    ``known`` has the names of the recorded networks. After a boot it is None, and only networks
-    that were created since the boot cause events. ``made`` maps each present network to its
-    creation time and its subnets. Times are in seconds since 1970.
+    """Yield the events that follow from a comparison of recorded and present networks. ``known``
+    has the names of the recorded networks. After a boot it is None, and only networks that were
+    created since the boot cause events. ``made`` maps each present network to its creation time and
+    its subnets. Times are in seconds since 1970.
     """
     up_since = now - time.clock_gettime(time.CLOCK_BOOTTIME)
     for name, (at, subnets) in sorted(made.items()):

@@ -1,8 +1,8 @@
 """Run a command inside a running service, as the service's user (``niso exec``, crun exec).
 
 crun changes the owner of its stdin and stdout to the service's user (fchown(2)). To preserve the
-owner of the caller's files, niso gives crun pipes, or a new terminal if the caller has a terminal,
-and copies the bytes.
+owner of the caller's files, niso passes pipes to crun, or a new terminal if the caller has one, and
+copies the bytes.
 """
 
 from __future__ import annotations
@@ -117,7 +117,6 @@ def prepare(
 
 def _become(service: str, user: ProcessUser, oci_process: dict[str, Any]) -> None:
     """Set the user, the groups and HOME in a process object (OCI runtime-spec, config.md, User).
-
     The user is looked up in the rootfs or on the host, not in files that the service may have
     written.
     """
@@ -136,10 +135,9 @@ def _become(service: str, user: ProcessUser, oci_process: dict[str, Any]) -> Non
 
 
 def _check_command(service: str, pid: int, command: str, oci_process: dict[str, Any]) -> None:
-    """Raise `ProcessError` if a command does not exist in a service, or cannot be executed.
-
-    ``pid`` is a process of the service. Without this check, a missing command would look like a
-    command that exits with status 127.
+    """Raise `ProcessError` if a command does not exist in a service, or cannot be executed. ``pid``
+    is a process of the service. Without this check, a missing command would look like a command
+    that exits with status 127.
     """
     mounts = {"": f"/proc/{pid}/root"}
     environment = dict(entry.split("=", 1) for entry in oci_process["env"])
@@ -166,10 +164,10 @@ def spawn(
     options: Sequence[str] = (),
     **settings: Any,
 ) -> int:
-    """Start crun exec in a process group of its own, and return its pid.
+    """Start crun exec in a new process group, and return its pid.
 
     ``stem`` and ``oci_process`` are the results of `prepare`. ``files`` are the command's stdin,
-    stdout and stderr. ``options`` are further options for crun, and ``settings`` are arguments of
+    stdout and stderr. ``options`` are further options for crun, and ``settings`` are arguments for
     posix_spawn.
     """
     write_json(f"{stem}.json", oci_process)

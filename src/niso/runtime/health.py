@@ -4,9 +4,10 @@ For a connection, niso creates a socket inside the service's network namespace. 
 process in the namespace nor a shell. Many probes can run concurrently with one poll(2). Each probe
 ends at its deadline, even if the service does not react.
 
-A command runs with crun exec, inside the service, as the service's user and within its limits. The
-output may contain secrets, which no other user may read. Therefore only the last part of the output
-is kept, and only in memory. crun changes the owner of its stdin and stdout, so these are pipes.
+A command runs with crun exec, inside the service, as the service's user and within the service's
+limits. The output may contain secrets, which no other user may read. Therefore niso keeps only the
+last part of the output, in memory. crun changes the owner of its stdin and stdout, so these are
+pipes.
 """
 
 from __future__ import annotations
@@ -257,9 +258,7 @@ class HealthProbe:
     """A probe by connection. Call `advance` when ``fd`` is ready for ``events`` (see poll(2))."""
 
     def __init__(self, check: Healthcheck, namespace: str | None) -> None:
-        """Start the probe in a namespace of /run/netns, or in the caller's if ``namespace`` is
-        None.
-        """
+        """Start the probe in a namespace of /run/netns, by default in the caller's."""
         self.began = time.monotonic()
         self.deadline = self.began + check.timeout_s
         self.fd = -1
@@ -298,7 +297,8 @@ class HealthProbe:
 
 
 def _steps(check: Healthcheck, namespace: str | None, doing: list[str]) -> _Steps:
-    """Probe step by step. Each step yields (socket, events) and continues when they are ready.
+    """Probe step by step. Each step yields (socket, events) and continues when the socket is ready
+    for these events.
 
     The generator returns "" for healthy, or the reason why the probe failed. The generator sets
     ``doing[0]`` to the present step, for the message of a probe that is too slow.
@@ -553,9 +553,8 @@ class CommandProbe(HealthProbe):
         self._pid = 0
 
     def _kill_group(self) -> None:
-        """Kill the remaining processes in the process group of a command that has exited.
-
-        The kernel does not reuse the number of a process group while a process is in the group
+        """Kill the remaining processes in the process group of a command that has exited. The
+        kernel does not reuse the number of a process group while a process is in the group
         (free_pid, kernel/pid.c).
         """
         leader = crun.read_pid(f"{self._stem}.pid")

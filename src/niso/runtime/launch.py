@@ -1,10 +1,10 @@
 """Start a service: mount its root in a private mount namespace, then run conmon and crun.
 
-A thread starts conmon, and mounts the root in a mount namespace of its own, so that the host's
-mount namespace never contains this mount. conmon waits for a byte on a pipe until the root is
-mounted. It then runs ``crun create`` inside this namespace, by nsenter(1). The namespace ends with
-the thread, after the container has been created. The process of the service starts when niso writes
-a byte to crun's FIFO, as ``crun start`` does.
+A thread starts conmon, and mounts the root in a private mount namespace, so that the host's mount
+namespace never contains this mount. conmon waits for a byte on a pipe until the root is mounted. It
+then runs ``crun create`` inside this namespace, by nsenter(1). The namespace ends with the thread,
+after the container has been created. The process of the service starts when niso writes a byte to
+crun's FIFO, as ``crun start`` does.
 
 The caller writes the OCI bundle while conmon loads, and may prepare other services while crun
 creates the container. conmon runs in the log folder, because its option for the log's path cannot
@@ -88,7 +88,7 @@ def limits_max() -> dict[str, int]:
 
 
 def resets() -> list[str]:
-    """Return which of "nice" (nice value) and "oom" (OOM score) this process may reset to 0."""
+    """Return the values that this process may reset to 0: "nice" (niceness), "oom" (OOM score)."""
     can = []
     if _may(_CAP_SYS_NICE) or os.getpriority(os.PRIO_PROCESS, 0) == 0:
         can.append("nice")
@@ -111,7 +111,7 @@ class Launch:
     """One run of a service. The constructor creates the container, and `finish` starts its process.
 
     ``number`` is 0 for the first run of an activation, 1 for the next. ``counts`` has the numbers
-    of restarts and of consecutive failures. All of them are recorded in state.json. The caller must
+    of restarts and of consecutive failures. state.json records all three numbers. The caller must
     have the service's lock, and must call `finish` or `close`. Raises OSError, or `ProcessError`
     with the message of crun or conmon. After an error, the caller must remove what was created
     (`niso.runtime.lifecycle.clear`).
@@ -398,7 +398,7 @@ class _Creator:
         self._ends.clear()
 
     def _kill_conmon(self) -> None:
-        """Kill conmon if it has not forked. Later, `lifecycle.end_conmon` finds its pid file."""
+        """Kill conmon if it has not forked. Later, `lifecycle.end_conmon` reads its pid file."""
         if self._conmon:
             os.kill(self._conmon, signal.SIGKILL)
             os.waitpid(self._conmon, 0)
@@ -473,8 +473,8 @@ def _conmon_argv(spec: ProcessSpec, bundle: str, tid: int) -> list[str]:
 def _set_limits(pid: int) -> None:
     """Set the resource limits and the niceness of conmon to those of PID 1.
 
-    Otherwise conmon would have the limits of the calling shell: with ``ulimit -f`` the log would
-    end. crun sets the limits of the service itself.
+    Otherwise conmon would have the limits of the calling shell: with ``ulimit -f``, for example,
+    conmon would stop writing the log. crun sets the limits of the service itself.
     """
     for name in _LIMITS.split():
         limit = getattr(resource, f"RLIMIT_{name}")

@@ -70,7 +70,7 @@ def begin(spec: ProcessSpec) -> launch.Launch:
     """Begin the start of a service: create its container with crun, without starting the process.
 
     The caller must call `finish` with the result. To give up the start, it must instead call
-    `Launch.close` and then `stop`. What an earlier activation has left is removed first. Raises
+    `Launch.close` and then `stop`. Remains of an earlier activation are removed first. Raises
     `ProcessError` with the message of crun. After an error, the service has no process, cgroup,
     mount or file except its log.
     """
@@ -195,8 +195,8 @@ def _remove(service: str) -> str:
     the parent of its cgroup, or "" if the cgroup is not known.
 
     ``crun delete`` would take longer to remove the same cgroup and crun's folder. It runs only if a
-    process may be left: the cgroup is not known or cannot be removed, or PID 1, which somebody has
-    moved out of the cgroup, still runs.
+    process may remain: the cgroup is unknown or cannot be removed, or PID 1 still runs after
+    another program has moved it out of the cgroup.
     """
     spec = crun.load(service)
     cgroup = crun.cgroup_of(spec) if spec is not None else ""
@@ -332,8 +332,8 @@ def _delete(service: str) -> None:
 def _kill_run(spec: ProcessSpec | None, bundle: str, timeout_s: float) -> None:
     """Kill the PID 1 of a run, and with it all processes of the run (pid_namespaces(7)).
 
-    PID 1 gets the stop signal of ``spec``, and SIGKILL after ``timeout_s`` seconds. With 0, it gets
-    only SIGKILL.
+    PID 1 gets the stop signal of ``spec``, and SIGKILL after ``timeout_s`` seconds. If
+    ``timeout_s`` is 0, PID 1 gets only SIGKILL.
     """
     pid = crun.read_pid(f"{bundle}/pid")
     pidfd = crun.open_in_service(spec.service, pid) if spec else -1

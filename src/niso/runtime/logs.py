@@ -97,7 +97,7 @@ def read(
 def records(
     service: str, last: int | None, follow: bool, since: float | None
 ) -> Iterator[Record | None]:
-    """Yield the log records for `read`. With ``follow``, None separates old from new records."""
+    """Yield the log records for `read`. With ``follow``, None separates old and new records."""
     files = _open_files(f"{paths.log_dir(service)}/{LOG_NAME}")
     try:
         start, offset = (0, 0) if last is None else _tail(files, last)
@@ -181,7 +181,7 @@ def _follow(service: str, fd: int, offset: int) -> Iterator[bytes]:
     """Yield the new lines of a log, even across rotations, until the log folder is removed.
 
     ``fd`` is the newest file, which this function closes, or -1 without a file. ``offset`` is the
-    position up to which it has been read.
+    position up to which this file has been read.
     """
     path = f"{paths.log_dir(service)}/{LOG_NAME}"
     partial = b""
@@ -223,8 +223,8 @@ def _end_of_last_line(fd: int) -> int:
 
 
 def _tail(files: list[int], last: int) -> tuple[int, int]:
-    """Return from where to read the last lines of a log, as (index of a file, offset). The files
-    are read from their end. At least ``last`` lines follow the position.
+    """Return a position as (index of a file, offset) after which a log has at least ``last`` lines.
+    The files are read from their end.
     """
     ended = 0
     for i in reversed(range(len(files))):

@@ -12,8 +12,8 @@ the same policies.
 
 Digests of unchanged files are cached. A file counts as unchanged while its device, inode, size,
 mtime and ctime are the same. The ctime is a reliable sign of a change, because no process can set
-it (utimensat(2)). However, two changes within one tick of the clock have the same ctime. The digest
-of a file that changed in the last seconds is therefore not cached.
+it (utimensat(2)). Two changes within one tick of the clock have the same ctime, so the digest of a
+file that changed in the last seconds is not cached.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def keep_manifest(copy: str, spec: ServiceSpec, internal: Iterable[str] = ()) ->
 
 
 def drop_manifest(copy: str) -> None:
-    """Delete the manifest of a package copy that is kept for a rollback, because it is outdated.
+    """Delete the outdated manifest of a package copy that is kept only for a rollback.
     `keep_manifest` writes a manifest again if the copy is activated. Raises Error.
     """
     path = os.path.join(copy, MANIFEST)

@@ -82,8 +82,8 @@ def assemble(
     """Mount the service's root in the folder ``root`` of its bundle. Raises OSError.
 
     The thread must be in a mount namespace of `launch.enter`. ``init`` is the path of catatonit;
-    its folder is mounted in the bundle too. ``folders`` are the folders of the host that are
-    visible in the root. ``sources`` maps a mount point in the bundle to a detached mount.
+    catatonit's folder is mounted in the bundle too. ``folders`` are the folders of the host that
+    are visible in the root. ``sources`` maps a mount point in the bundle to a detached mount.
     ``secrets`` maps the name of each secret to its content.
 
     The bundle becomes the working directory, because the relative names of the layers keep ``:``
@@ -122,7 +122,7 @@ def _show_host(folders: Sequence[str]) -> None:
     """Mount overlays of the host's top-level folders that are visible in the root.
 
     An overlay does not include mounts below its folder. A folder on another file system, such as
-    one directly below /usr, therefore gets an overlay of its own.
+    one directly below /usr, therefore gets a separate overlay.
     """
     devices = {}
     for top in dict.fromkeys(folder.split("/")[1] for folder in folders):
@@ -216,7 +216,7 @@ def check_points(rootfs: str) -> None:
 
 
 def place(rootfs: str, path: str) -> str:
-    """Resolve the symbolic links of a path inside the rootfs. Missing parts are left unchanged."""
+    """Resolve symbolic links of a path inside the rootfs. A part that does not exist stays."""
     missing = ""
     while path:
         try:
@@ -442,14 +442,16 @@ _after_last_start: list[Callable[[], object]] = []
 
 
 def begin() -> None:
-    """Record that a service's start begins. The caller must call `end`."""
+    """Count one start of a service as in progress, until the caller calls `end`."""
     global _starts
     with _lock:
         _starts += 1
 
 
 def end() -> None:
-    """Record the end of one start. If no other is in progress, empty the cache of `once`."""
+    """End what `begin` began. After the last start, empty the cache of `once` and call the
+    functions of `after_last_start`.
+    """
     global _starts
     with _lock:
         _starts -= 1
@@ -461,14 +463,13 @@ def end() -> None:
 
 
 def after_last_start(drop: Callable[[], object]) -> None:
-    """Call ``drop`` when the last start in progress has ended. The caller must be between `begin`
-    and `end`."""
+    """Call ``drop`` when no start is in progress. Must be called between `begin` and `end`."""
     with _lock:
         _after_last_start.append(drop)
 
 
 def once[T](read: Callable[..., T], *args: object) -> T:
-    """Return ``read(*args)``. While any start is in progress, the result comes from a cache. The
+    """Return ``read(*args)``. While any start is in progress (`begin`), the result is cached. The
     caller must not modify the result.
     """
     key = (read, *args)

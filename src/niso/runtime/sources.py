@@ -347,8 +347,8 @@ def _identity(fd: int, boot: str) -> Identity:
 
 
 def of_process(name: str) -> Finding | None:
-    """Return the first problem of an active service's process for `niso net check`, or None. For
-    example, it is missing, outside its cgroup or namespace, or does not see its files.
+    """Return the first problem of an active service's process for `niso net check`, or None.
+    Examples: the process is missing, is outside its cgroup or namespace, or does not see its files.
     """
     from niso.kernel.kinds.kind import Finding
 

@@ -1,7 +1,7 @@
 """Read the status of a service's process from niso's files and /proc.
 
-This needs neither locks nor child processes. `niso.look.services` derives the column STATUS of
-`niso ps` from this status.
+No locks or child processes are needed. `niso.look.services` derives the column STATUS of `niso ps`
+from this status.
 """
 
 from __future__ import annotations

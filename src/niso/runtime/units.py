@@ -5,9 +5,9 @@ unit's new main process (sd_notify(3), MAINPID). For systemd, the unit is active
 interruption, and ends only with the last exit of the service, with its exit status.
 
 systemd accepts this notification only from a process in the unit's cgroup. conmon's exit command is
-a child of conmon, and therefore in this cgroup. A niso command that restarts a service is not.
-Before it kills conmon, the command therefore moves a child of its own, the stand-in, into the
-unit's cgroup. The stand-in stays until the next conmon runs. If the stand-in exits before that, the
+a child of conmon, and therefore in this cgroup. A niso command that restarts a service runs outside
+this cgroup. Before it kills conmon, the command therefore moves a child process, the stand-in, into
+the unit's cgroup. The stand-in stays until the next conmon runs. If the stand-in exits earlier, the
 unit ends, as after a deactivation of the service.
 
 `niso.change.boot` composes the text of an enabled service's unit. niso's agents run in the
@@ -83,8 +83,8 @@ def path(service: str, pid: int | None = None) -> str | None:
 
 
 def logs_to_journal(service: str) -> bool:
-    """Return whether a conmon that starts now also logs to journald, in addition to niso's log: it
-    will be in the service's unit, and journald exists.
+    """Return whether a conmon that starts now logs to journald in addition to niso's log: this is
+    so if conmon will be in the service's unit, and journald exists.
     """
     return (service in _stand_ins or path(service) is not None) and os.path.exists(_JOURNAL)
 
@@ -170,7 +170,7 @@ def stop_unit_only(service: str, conmon: int | None, path: str | None) -> None:
     """Stop a service's unit, after moving conmon and its children out of the unit.
 
     ``path`` is the cgroup of the service, to which the processes are moved. ``path`` is None if the
-    unit has no other process than the stand-in.
+    stand-in is the unit's only process.
     """
     add_stand_in(service, conmon)
     if service not in _stand_ins:
@@ -187,11 +187,10 @@ def stop_unit_only(service: str, conmon: int | None, path: str | None) -> None:
 
 
 def _run_stand_in(unit: str, wait: int, say: int) -> NoReturn:
-    """Run the stand-in, which keeps a unit active between two conmons, in this child process.
-
-    A second fork makes systemd the parent of the stand-in, so that systemd sees its exit status.
-    The stand-in writes its pid to the pipe ``say``. From the pipe ``wait`` it reads the pid of the
-    next conmon.
+    """Run the stand-in, which keeps a unit active between two conmons, in this child process. A
+    second fork makes systemd the parent of the stand-in, so that systemd sees its exit status. The
+    stand-in writes its pid to the pipe ``say``. From the pipe ``wait`` it reads the pid of the next
+    conmon.
     """
     try:
         if os.fork() != 0:
@@ -580,8 +579,8 @@ def _path(name: str) -> str:
 
 
 def wake_agent(name: str = AGENT) -> bool:
-    """Wake an agent on this host: the cluster's by default, or that for health checks (`HEALTH`) or
-    Kubernetes (`KUBERNETES`). Returns at once whether the agent is running.
+    """Wake an agent on this host: the cluster's agent by default, or the agent for health checks
+    (`HEALTH`) or Kubernetes (`KUBERNETES`). Returns at once whether the agent is running.
     """
     try:
         fd = os.open(_path(name), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -636,8 +635,8 @@ class Following(NamedTuple):
 
 def alone(lock: str, held: Conflict, work: Callable[[], None]) -> None:
     """Run an agent's main function ``work`` with the lock ``lock``, so that each agent runs only
-    once on a host. Notify systemd first that the agent is ready. Raises the error ``held`` if
-    another process has the lock.
+    once on a host. Raises the error ``held`` if another process has the lock. systemd is notified
+    first that the agent is ready.
     """
     with contextlib.ExitStack() as locks:
         try:

@@ -297,7 +297,7 @@ def make_named(spec: ProcessSpec) -> None:
 
 
 def mounts(spec: ProcessSpec, where: list[Placed], shared: str) -> list[dict[str, Any]]:
-    """Return the OCI mount objects of volumes. ``where`` says where they are mounted, and
+    """Return the OCI mount objects of volumes. ``where`` has each volume with its mount point.
     ``shared`` is the folder that contains the host volumes by name.
     """
     result = []
@@ -324,7 +324,7 @@ def existing_names(service: str) -> list[str]:
 
 
 def owners() -> dict[str, set[int]]:
-    """Map each service that has named volumes to the uids that own them."""
+    """Return {service: uids that own its named volumes}."""
     top = os.path.dirname(paths.volume_dir("-"))
     owners: dict[str, set[int]] = {service: set() for service in crun.names_in(top)}
     for service, uids in owners.items():

@@ -4,8 +4,8 @@ The *owner* of an attachment is the program that requested it: podman, docker, c
 cli for a person at the command line. The owner or niso has created the network namespace. ``id``
 and ``given`` are the owner's id and name for the attachment. When an attachment ends, the table
 ``released`` records its addresses with the owner and ``given``. The next attachment with the same
-owner and ``given`` gets these addresses again. Another service gets one only if no other address is
-free.
+owner and ``given`` gets these addresses again. Other services get such an address only if no other
+address is free.
 """
 
 from __future__ import annotations

@@ -222,7 +222,7 @@ class PolicyRows(ServiceRows):
         return instances or self._column(_ELSEWHERE, name)
 
     def _resolved(self, kind: str, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return (addresses or subnets, gateways) for a name. Only a network has gateways."""
+        """Return (addresses of a service or subnets of a network, the network's gateways)."""
         if kind == "outside":
             return self.outside.resolved(name), ()
         if kind == "network":
@@ -286,9 +286,7 @@ class PolicyRows(ServiceRows):
         self._set_rows("extra_host", service, ((service, *host) for host in hosts))
 
     def networks_of(self, service: str) -> tuple[str, ...]:
-        """Return the networks of a service, in the order of its manifest. A service in a shared
-        namespace has the networks of the namespace's owner.
-        """
+        """Return a service's or its provider's networks, in the order of the manifest."""
         return tuple(
             self._column(
                 "SELECT network FROM endpoint WHERE service=? ORDER BY position", self.home(service)
@@ -306,7 +304,7 @@ class PolicyRows(ServiceRows):
         return [decoded(text) for text in rows]
 
     def holders(self, name: str) -> list[str]:
-        """Return the recorded services with this service name, hostname or alias, sorted."""
+        """Return the recorded services with ``name`` as their name, hostname or alias, sorted."""
         return self._column("SELECT service FROM host_name WHERE name=? ORDER BY service", name)
 
     def holders_beside(self, service: str, name: str) -> list[str]:
@@ -364,9 +362,9 @@ class PolicyRows(ServiceRows):
         """Return other services whose lines in hosts files may change together with ``services``.
 
         A hosts file has each name only once. If two of its networks have a service with this name,
-        only the service on the first of these networks gets the name. A change of one such service
-        can therefore add or remove the name of the other. ``networks`` and ``fresh`` are networks
-        and names that ``services`` are about to get.
+        the file lists the service on the first of these networks. A change of one such service can
+        therefore add or remove the other's name. ``networks`` and ``fresh`` are networks and names
+        that ``services`` are about to get.
         """
         own = set(services)
         names = {*fresh, *(name for service in own for name in self.names(service))}
@@ -456,7 +454,7 @@ class PolicyRows(ServiceRows):
         )
 
     def _restored(self, name: str) -> dict[str, set[str]]:
-        """Return {service: its networks} of services that an undo would make the name's holder."""
+        """Return {service: its networks} of services that would have the name after an undo."""
         restored: dict[str, set[str]] = {}
         rows = self._run(
             "SELECT service, COALESCE(json_extract(undo, '$.service[0].provider'), service)"

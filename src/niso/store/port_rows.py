@@ -1,7 +1,7 @@
 """Read and write the rows of published ports, and find the services that use host ports.
 
-The ``origin`` of a row is ``manifest`` if the manifest sets the host port, ``chosen`` if the
-manifest leaves it to niso, or ``forward`` if `niso port-forward` added the port.
+The ``origin`` of a row is ``manifest`` if the manifest sets the host port, ``chosen`` if niso has
+chosen the host port, or ``forward`` if `niso port-forward` added the port.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class PortRows(Rows):
     """Database queries for published ports."""
 
     def ports(self, service: str | None = None) -> ServicePorts:
-        """Return (service, port) for each published port of a service, in the order of its
-        manifest, or of all services if ``service`` is None.
+        """Return (service, port) for each published port of ``service``, or of all services if it
+        is None. A service's ports are in the order of its manifest.
         """
         return self._ports("WHERE service=?", service) if service else self._ports("")
 
@@ -190,8 +190,8 @@ class PortRows(Rows):
         """Record the network on which a service publishes ports, and whether on 127.0.0.1.
 
         The record stays until the service is deactivated: open connections need the settings of the
-        bridge even after the last port is removed. For a service in a shared namespace, the network
-        is that of the namespace's owner. Call this function again when the owner changes networks.
+        bridge even after the last port is removed. For a sharer, the network is its provider's.
+        Call this function again when the provider changes networks.
         """
         self._run(
             f"INSERT INTO published {_TO_PUBLISH} ON CONFLICT (service) DO UPDATE"

@@ -99,7 +99,7 @@ class ServiceRow(NamedTuple):
         """Return whether niso starts a process for the service itself.
 
         Another program starts the process of an attachment. For a service with a service address
-        (mode front), niso starts instances, which are services of their own.
+        (mode front), niso starts instances, which have rows as services.
         """
         return self.mode not in ("attached", "front")
 
@@ -306,7 +306,7 @@ class ServiceRows(Rows):
     # --- network modes ----------------------------------------------------------------------------
 
     def home(self, service: str) -> str:
-        """Return the owner of a service's network namespace, which may be the service itself."""
+        """Return a service's provider, or the service itself if it has its own namespace."""
         return self._column(f"SELECT {_PROVIDER}", service)[0] or service
 
     def inactive_services(self) -> list[tuple[str, str, str]]:
@@ -360,7 +360,7 @@ class ServiceRows(Rows):
 
     def addresses(self, service: str) -> list[tuple[str, str]]:
         """Return (network, address) for each address of a service, in the order of its networks. A
-        service in a shared namespace has the addresses of the namespace's owner.
+        sharer has its provider's addresses.
         """
         return self._run(
             "SELECT e.network, l.address FROM endpoint e"
@@ -391,9 +391,7 @@ class ServiceRows(Rows):
         return [(row[0], row[1], bool(row[2])) for row in rows]
 
     def leases_of(self, services: Collection[str]) -> set[tuple[str, str]]:
-        """Return (service, address) for all addresses of these services, including addresses that
-        an undo would restore.
-        """
+        """Return (service, address) for leases of services, and leases that an undo restores."""
         among = f"service IN ({marks(services)})"
         rows = self._run(
             f"SELECT service, address FROM lease WHERE {among}"
@@ -622,7 +620,7 @@ def is_leased(store: Store, service: str, network: NetworkRecord, statics: Seque
 def _lease_claimed(
     store: Store, service: str, network: str, subnet: SubnetRecord, claimed: Sequence[str]
 ) -> None:
-    """Reserve for a service the address that the cluster has reserved for it. Raises Conflict."""
+    """Record a lease of the address that the cluster reserved for a service. Raises Conflict."""
     net = prefix(subnet.cidr)
     address = next((text for text in claimed if net.contains(text)), None)
     if address is None:
@@ -833,7 +831,7 @@ class Instances(Rows):
         return int(rows.fetchone()[0] or 0) + 1
 
     def of_two_versions(self) -> list[str]:
-        """Return services with instances of two versions, without a record of the newer deploy."""
+        """Return services with active instances of two versions, the newer one not recorded."""
         rows = self._db.execute(
             "SELECT i.front FROM instance i CROSS JOIN service s ON s.name=i.service AND s.active=1"
             " WHERE i.state IN (?, ?) GROUP BY i.front HAVING COUNT(DISTINCT i.version) > 1"
@@ -859,7 +857,7 @@ class Instances(Rows):
         )
 
     def set_state(self, services: Iterable[str], state: str) -> None:
-        """Record the new state of instances."""
+        """Set the recorded state of all instances in ``services`` to ``state``."""
         self._db.executemany(
             "UPDATE instance SET state=?1, since=?2 WHERE service=?3 AND state<>?1",
             [(state, time.time(), name) for name in services],

@@ -123,16 +123,17 @@ class SnapshotRows(PortRows, PolicyRows):
         self._set_meta("links_before", encoded(kept) if kept else None)
 
     def keeps_forwarding(self) -> bool:
-        """Return whether forwarding stays on without active services: other programs need it."""
+        """Return whether forwarding stays on without active services, for other programs."""
         return self._meta("keeps_forwarding") is not None
 
     def set_keeps_forwarding(self, keeps: bool) -> None:
         self._set_meta("keeps_forwarding", "1" if keeps else None)
 
     def host_forwards(self, family: int | None = None) -> bool:
-        """Return whether the host forwards because of niso: for an active service, or because other
-        programs have needed it since. niso's rules then drop what the host did not forward before.
-        ``family`` 6 limits the question to IPv6. Returns False if there is no network.
+        """Return whether the host forwards packets since niso enabled forwarding: while a service
+        is active, and afterwards if other programs need forwarding (`keeps_forwarding`). niso's
+        rules then drop packets that the host did not forward before. With ``family`` 6, returns
+        whether the host forwards IPv6 packets for this reason. Without networks, returns False.
         """
         if self.any_active(family):
             return True

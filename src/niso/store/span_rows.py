@@ -129,7 +129,7 @@ class SpanRows(Rows):
         """Return (ordinal, name, endpoints) for each instance that serves on another host.
 
         Such an instance receives connections to the service address of ``front``. Its ordinal
-        differs from those of this host's instances. Instances on lost hosts are left out.
+        differs from those of this host's instances. Instances on dead hosts are left out.
         """
         query = (
             "SELECT service, network, r.address FROM remote r JOIN peer p ON p.host=r.host"
@@ -314,7 +314,7 @@ class SpanRows(Rows):
         self._set_meta("instances", "1" if found else None)
 
     def forget_nameless(self) -> None:
-        """Delete the names of other hosts' services that have no address left in this store."""
+        """Delete names of other hosts' services that no longer have an address in this store."""
         self._run("DELETE FROM remote_name WHERE service NOT IN (SELECT service FROM remote)")
         self._note_instances()
 

@@ -289,7 +289,7 @@ class Store(SnapshotRows):
         return times[0] if times else None
 
     def restored_by_undo(self, network: str) -> list[str]:
-        """Return the services whose undo of a change in progress would put them on a network."""
+        """Return services that would be on a network again after an undo of their changes."""
         return self._column(
             "SELECT service FROM intent, json_each(undo, '$.endpoint')"
             " WHERE json_extract(value, '$.network')=?",
@@ -320,7 +320,7 @@ class Store(SnapshotRows):
             self._run("INSERT INTO subnet VALUES (?, ?, ?, ?)", network.name, *subnet)
 
     def make_explicit(self, name: str) -> None:
-        """Record that a network is no longer implicit, so that it stays without services."""
+        """Record that a network is no longer implicit: it stays even if no service uses it."""
         self._run("UPDATE network SET implicit=0 WHERE name=? AND implicit=1", name)
 
     def drop_network(self, name: str) -> None:
@@ -334,9 +334,7 @@ class Store(SnapshotRows):
         return self._has("SELECT 1 FROM network WHERE name=? AND implicit=1", network)
 
     def drop_implicit_networks(self, names: Iterable[str]) -> list[str]:
-        """Delete those of the given networks that are implicit (see `add_network`) and unused.
-        Returns their names.
-        """
+        """Delete those of the given networks that are implicit and unused. Return their names."""
         gone = [
             name
             for name in sorted(set(names))

@@ -131,7 +131,7 @@ class States:
     @contextmanager
     def watched(self) -> Iterator[int]:
         """Count a request as reading states during the ``with`` block. Yields the number of the
-        last state if this state is too old to send, or 0 if it is not.
+        last state if this state is too old to send, otherwise 0.
         """
         stale = 0 if self._watchers or time.monotonic() < self._until else self.number
         self._watchers += 1

@@ -551,7 +551,7 @@ HABITS = {
     "volumes, volume ls": "niso volume list: with sizes; a volume belongs to one service",
     "volume rm, volume prune": "niso volume remove SERVICE/NAME",
     "volume create": "niso activate ./FOLDER: creates the volumes of [volumes] in its manifest",
-    "secret, secrets": "a secret is a file that [secrets] of a manifest names",
+    "secret, secrets": "a secret is a file, which a manifest names in [secrets]",
     "generate systemd, generate, quadlet": "niso enable NAME: starts the service at boot",
     "info, system info": "niso version",
     "build, pull, push, images, image, login": "there are no images: a service is a"

@@ -1,8 +1,10 @@
-"""Define the kinds for addresses of interfaces, routes in services, and routing rules of networks.
+"""Define the kinds for addresses of interfaces, routes in services, and routing rules that isolate
+networks.
 
 Routing rules (ip-rule(8)) remain when another program flushes niso's nftables rules. They refuse
-packets from internal networks and to all networks, except packets with the packet mark that niso's
-nftables rules set. They are used only where the kernel has no bridge filters (kernel/proc_sys.py).
+forwarded packets from internal networks, and packets to any network of niso, unless the packets
+have the packet mark that niso's nftables rules set. niso adds them only if the kernel has no bridge
+filters (kernel/proc_sys.py).
 """
 
 from __future__ import annotations
@@ -33,10 +35,10 @@ if TYPE_CHECKING:
 
 
 class Address(NamedTuple):
-    """An address with its prefix length, on a network interface. ``routed`` says whether a route to
-    the address's prefix exists, which the kernel adds by default. Addresses of bridges have this
-    route. Addresses in services do not, because a service sends packets for the prefix to its
-    gateway's MAC (plan/desired.py). ``lasting`` says whether the address has no limited lifetime.
+    """An address with its prefix length, on a network interface. ``routed`` is whether the kernel
+    adds a route to the address's prefix, as it does by default. Addresses of bridges have this
+    route. Addresses in services lack it, because a service sends packets for the prefix to its
+    gateway's MAC (plan/desired.py). ``lasting`` is whether the address never expires.
     """
 
     netns: str
@@ -267,7 +269,7 @@ class RoutingRule(NamedTuple):
     """A routing rule for one IP version, 4 or 6. ``drift`` describes how an existing rule differs
     from the rule that niso adds. ``drift`` is "" if the rules are equal.
 
-    The rules still apply when another program flushes all nftables rules. ``name`` is one of:
+    The rules still apply after another program has flushed all nftables rules. ``name`` is one of:
 
     - the bridge of an internal network: the rule rejects unmarked packets from this bridge.
     - a subnet: the rule rejects unmarked packets to the subnet.
@@ -305,8 +307,8 @@ class _RoutingRules(Kind[RoutingRule], of=RoutingRule):
     def possible(
         self, want: State, before: State | None, sysctl: Callable[[str], str | None]
     ) -> frozenset[RoutingRule]:
-        """Return the desired routing rules, or none if the kernel has bridge filters, which stop
-        the same packets: any routing rule makes the host's route look-ups slower.
+        """Return the desired routing rules. If the kernel has bridge filters, which stop the same
+        packets, return none: any routing rule makes the host's route look-ups slower.
         """
         return frozenset() if can_filter() else want[RoutingRule]
 

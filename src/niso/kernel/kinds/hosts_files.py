@@ -1,9 +1,9 @@
 """Define the kinds for services' hosts files and their lines; edit the host's own /etc/hosts.
 
 Files are parsed and edited as glibc and busybox read them (hosts(5)): one line for each address.
-All services with the same list of networks share one hosts file, which has a line for each service
-that it lists. An interrupted write leaves a folder that is empty, or that contains a temporary
-file. A later write uses such a folder, or `niso net repair` deletes it.
+All services with the same list of networks share one hosts file. An interrupted write leaves a
+folder that is empty, or that contains a temporary file. A later write uses such a folder, or `niso
+net repair` deletes it.
 
 In the host's own file, niso replaces a block of lines atomically. All bytes outside of this block
 stay the same, because they belong to the administrator and other programs.
@@ -217,7 +217,7 @@ def _read() -> tuple[bytes, os.stat_result]:
 
 
 def _replace(text: bytes, status: os.stat_result) -> bool:
-    """Replace the host's hosts file atomically. Returns False if another program has changed it."""
+    """Replace the host's hosts file atomically. Return False if another program has changed it."""
     draft = f"{PATH}.niso-new"
     try:
         fd = make(draft, 0o600)
@@ -251,9 +251,7 @@ def _unusable(reason: str, hint: str, number: int = 0) -> KernelError:
 
 
 def clear() -> None:
-    """Remove every block that niso has written to /etc/hosts, from any state folder. Raises
-    KernelError.
-    """
+    """Remove all blocks that niso has written to /etc/hosts. Raises KernelError."""
     text, _ = _read()
     for line in text.splitlines():
         words = line.split()
@@ -502,7 +500,7 @@ class _HostsLeftovers(Kind[HostsLeftover], of=HostsLeftover):
         return f"hosts file {os.path.join(path_of(obj.folder), 'hosts')}"
 
     def wanted(self, want: State, have: State) -> frozenset[HostsLeftover]:
-        """Return the folders that desired hosts files will use, and that must not be deleted."""
+        """Return the leftover folders to keep: those that desired hosts files will use."""
         files = want[HostsFile]
         return frozenset(r for r in have[HostsLeftover] if HostsFile(r.folder) in files)
 

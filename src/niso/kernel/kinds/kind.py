@@ -76,7 +76,7 @@ class Step(NamedTuple, Generic[T]):
         return kind_of(self.obj)
 
     def objects(self) -> tuple[T, ...]:
-        """Return the objects to read from the kernel after the step, to verify the step."""
+        """Return the objects to read from the kernel after the step, for verification."""
         return (self.obj,) if self.kind.is_read_back(self) else ()
 
 
@@ -207,9 +207,7 @@ class Kind(Generic[T]):
         return f"{type(obj).__name__.lower()} {' '.join(obj.key())}"
 
     def wanted(self, want: State, have: State) -> frozenset[T]:
-        """Return the desired objects of this kind. Some kinds adjust them to the actual state
-        ``have``.
-        """
+        """Return this kind's desired objects, which may depend on the actual state ``have``."""
         return want[self.type]
 
     def possible(
@@ -228,7 +226,7 @@ class Kind(Generic[T]):
         return have[self.type]
 
     def blocking(self, want: State, have: State) -> frozenset[T]:
-        """Return the existing objects that conflict with desired ones, so must be deleted first."""
+        """Return existing objects to delete first, because they conflict with desired objects."""
         return frozenset()
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
@@ -252,7 +250,7 @@ class Kind(Generic[T]):
         return (), made, deleted, ()
 
     def is_read_back(self, step: Step[T]) -> bool:
-        """Return whether niso reads the object from the kernel after a step, to verify the step."""
+        """Return whether niso verifies a step by reading the object from the kernel again."""
         return step.action == "change" or not self.is_acknowledged
 
     def to_verify(self, have: State, want: State, candidates: State) -> frozenset[T]:
@@ -281,7 +279,7 @@ class Kind(Generic[T]):
     def differences(self, obj: T, actual: T, known: Collection[str]) -> list[Finding]:
         """Return the problems to report if ``actual`` differs from the desired object ``obj``.
         ``known`` are missing parents and conditions that are already reported. Fields that differ
-        only because of them are left out.
+        only for these reasons are left out.
         """
         texts = [
             self.describe_field(field, wanted, present)
@@ -293,9 +291,7 @@ class Kind(Generic[T]):
     def is_field_explained(
         self, obj: T, field: str, present: object, known: Collection[str]
     ) -> bool:
-        """Return whether the reported problems ``known`` explain the value ``present`` of
-        ``field``.
-        """
+        """Return whether reported problems (``known``) explain a field's value ``present``."""
         return False
 
     def describe_field(self, field: str, wanted: object, present: object) -> str:
@@ -548,7 +544,7 @@ class Space:
 
     @cached_property
     def links_of_concern(self) -> list[Link]:
-        """Return the network interfaces in this namespace that requested objects are on.
+        """Return this namespace's network interfaces with requested objects.
 
         If all of niso's objects are read, return also all bridges of niso on the host, and all veth
         interfaces in a service's namespace.
@@ -744,8 +740,8 @@ def read_all(want: State, alias: str, sockets: Sockets, foreign: Foreign) -> Sta
 
 def diff(want: State, have: State) -> list[AnyStep]:
     """Return the steps that change the kernel from the actual state ``have`` to the desired state
-    ``want``. Both states must be for the same services and networks. Objects that are only in
-    ``have`` are deleted.
+    ``want``, which must concern the same services and networks. Objects that are only in ``have``
+    are deleted.
     """
     want = wanted(want, have)
     first: list[AnyStep] = []

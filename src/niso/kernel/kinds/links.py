@@ -40,14 +40,14 @@ if TYPE_CHECKING:
 class Bridge(NamedTuple):
     """The bridge of a network.
 
-    ``tracked4`` and ``tracked6`` say whether IPv4 and IPv6 frames on the bridge pass the inet
-    tables even if the global sysctls (bridge-nf-call-*) are off. ``drift`` names settings that
-    differ from niso's (kernel/link_records.py). ``takes_own`` says whether the forwarding database
-    has a local entry for the bridge's own MAC. This entry, which the kernel adds with the bridge,
-    makes the bridge pass frames up to the host. If the entry is missing or is for a port,
-    services can reach neither the host nor networks behind it. ``filtered`` says whether the bridge
-    has niso's filters, or the kernel cannot have them (kernel/proc_sys.py). The bridge of an
-    ``internal`` network has one more.
+    With ``tracked4`` and ``tracked6``, IPv4 and IPv6 frames on the bridge pass the inet tables even
+    if the global sysctls (bridge-nf-call-*) are off. ``drift`` names settings that differ from
+    niso's (kernel/link_records.py). ``takes_own`` is true if the forwarding database has a local
+    entry for the bridge's own MAC. This entry, which the kernel adds with the bridge, makes the
+    bridge pass frames up to the host. If the entry is missing or is for a port, services can reach
+    neither the host nor networks behind the host. ``filtered`` is true if the bridge has niso's
+    bridge filters, or if the kernel does not support them (kernel/proc_sys.py). An ``internal``
+    network's bridge has one filter more.
     """
 
     name: str
@@ -82,10 +82,10 @@ class _Bridges(Kind[Bridge], of=Bridge):
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
         """Return the steps for bridges.
 
-        If frames of a bridge will no longer pass the inet tables, the step for this comes after all
-        deletions: until a service is removed, policies must apply to it. A bridge of an earlier
-        version of niso is added to niso's interface group (`BRIDGE_GROUP`) before the rules, which
-        compare the group, are loaded.
+        A step after which a bridge's frames no longer pass the inet tables comes after all
+        deletions: until a service is removed, policies must apply to the service. A bridge of an
+        earlier version of niso is added to niso's interface group (`BRIDGE_GROUP`) first, because
+        the new rules compare the group.
         """
         _, changes, deleted, _ = super().steps(want, have, disappearing)
         grouped: list[AnyStep] = []
@@ -218,15 +218,15 @@ class Veth(NamedTuple):
     """A veth pair between the host and a service.
 
     ``name`` is the host's end, a port of ``bridge``. ``peer`` is the inner end, in the namespace
-    ``netns``. ``up`` says whether both ends are up. ``drift`` names settings of the bridge port
-    that differ from niso's, and says if ARP is off on the inner end (kernel/link_records.py).
-    ``fixed`` says whether the bridge has a static forwarding entry for the inner end's MAC. Without
+    ``netns``. ``up`` is true if both ends are up. ``drift`` names settings of the bridge port that
+    differ from niso's, and also names ARP if it is off on the inner end (kernel/link_records.py).
+    ``fixed`` is true if the bridge has a static forwarding entry for the inner end's MAC. Without
     this entry, the bridge would flood frames to a service that has not sent for a while.
 
-    ``sums`` says whether the inner end completes checksums before it sends. Otherwise the interface
-    through which a packet leaves the host completes them. With a packet socket, a program can
-    choose where such a checksum is written (PACKET_VNET_HDR), and so change a packet after all
-    rules have accepted it.
+    ``sums`` is true if the inner end completes checksums before it sends. Otherwise the interface
+    through which a packet leaves the host writes the checksum. With a packet socket, a program can
+    choose the position of this checksum (PACKET_VNET_HDR), and so change a packet after all rules
+    have accepted it.
     """
 
     name: str

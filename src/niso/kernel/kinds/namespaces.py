@@ -49,7 +49,7 @@ class _Names(Kind[NetnsName], of=NetnsName):
         return f"rm {path}" if step.action == "delete" else f"ln -sfT {step.obj.target} {path}"
 
     def claimed(self, reading: Reading) -> Iterable[NetnsName]:
-        """Yield niso's links in /run/netns to namespaces with an inner end of this state folder."""
+        """Yield niso's links in /run/netns to namespaces with veth ends of this state folder."""
         own: set[tuple[int, int]] | None = None
         for name in netns.symlinks():
             if not netns.exists(name):  # left by a removed attachment; no record says which one
@@ -93,7 +93,7 @@ class _Names(Kind[NetnsName], of=NetnsName):
 
 class Netns(NamedTuple):
     """A network namespace that niso created. ``alias`` is the alias of ``lo`` in the namespace,
-    which contains the id of the state folder. ``up`` says whether ``lo`` is up.
+    which contains the id of the state folder. ``up`` is true if ``lo`` is up.
     """
 
     name: str

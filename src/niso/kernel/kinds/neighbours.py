@@ -2,10 +2,10 @@
 
 On a network's bridge, the host has a permanent neighbour entry for each address of a service. Each
 service has a permanent neighbour entry for each of its gateways. Therefore a packet between host
-and service needs no ARP, and takes no entry in the kernel's neighbour table, which has room for
-1,024 entries that are not permanent (gc_thresh3, arp(7)). For services of other hosts, the bridge
-also answers ARP requests and neighbour solicitations from these entries (neigh_suppress), so that
-no request has to be sent to another host.
+and service needs no ARP, and no entry among the 1,024 non-permanent ones of the kernel's neighbour
+table (gc_thresh3, arp(7)). For services of other hosts, the bridge also answers ARP requests and
+neighbour solicitations from these entries (neigh_suppress), so that no such packet has to be sent
+to another host.
 
 The kernel queues packets to an address without an entry for up to 3 s, and sends them when the
 address gets an entry. A service could therefore receive packets that were meant for the previous

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 def differences() -> tuple[tuple[Problem, str], ...] | None:
     """Compare niso's tables in the kernel with their definition. Return (problem, name) for each
-    chain, set or map that is missing, foreign or different. A missing table is returned as one
-    item, without its contents. Returns None if both tables are missing.
+    chain, set or map that is missing, foreign or different. A missing table is one item, without
+    its contents. Returns None if both tables are missing.
     """
     # libnftables keeps what it has listed, so it is closed before the next one is opened
     with Nft() as kernel:
@@ -289,7 +289,7 @@ class Ruleset(NamedTuple):
 
 def owner(state_id: str) -> list[Element]:
     """Return the elements of the sets ``owner``, one set in each table. They record the id of the
-    state folder and the version of the tables. niso reads these elements before all others.
+    state folder and the version of the tables. niso reads the sets ``owner`` before all other sets.
     """
     return [
         Element(table, "owner", (text,))
@@ -307,11 +307,12 @@ class _Rulesets(Kind[Ruleset], of=Ruleset):
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
         """Return the transactions that destroy both tables and recreate them with all elements.
 
-        The new tables also contain elements that restrict interfaces which are about to be deleted.
-        These elements are deleted after the interfaces: otherwise packets of the interfaces would
-        pass. If services run and other objects differ too, the element with the tables' version is
-        added last. If niso is killed before that, the next command recreates the tables and so
-        completes the change. A plan that creates tables covers all services, whatever its scope.
+        The new tables also restrict interfaces that are about to be deleted: without these
+        elements, packets of the interfaces would pass. The elements are deleted after the
+        interfaces. If services run and other objects differ too, the element with the tables'
+        version is added last. If niso is killed before this last step, the next command recreates
+        the tables and so completes the change. The steps cover all services, whatever the scope of
+        the change.
         """
         if want[Ruleset] == have[Ruleset]:
             return NO_STEPS
@@ -358,8 +359,8 @@ class _Rulesets(Kind[Ruleset], of=Ruleset):
 
 def _other_tables(reading: Reading) -> Iterable[Ruleset]:
     """Return the existing tables as one `Ruleset`, or nothing if there are none. Callers have found
-    that the elements of the sets ``owner`` are not as desired: the tables are of another version of
-    niso, or incomplete. Raises Conflict if they belong to another state folder.
+    undesired elements in the sets ``owner``: another version of niso has created the tables, or
+    they are incomplete. Raises Conflict if the tables belong to another state folder.
     """
     with Nfnetlink() as netlink:
         digests: list[str] = []

@@ -230,7 +230,7 @@ def all_mapped_groups() -> str:
 
 def _parts(obj: Sysctl) -> tuple[str, str, str]:
     """Split ``net/FAMILY/conf/LINK/NAME`` into (FAMILY, LINK, NAME). ``neigh`` may take the place
-    of ``conf``. A part that is missing is "".
+    of ``conf``. An absent part is "".
     """
     _, family, _, link, name = (*obj.name.split("/"), "", "", "")[:5]
     return family, link, name
@@ -242,8 +242,9 @@ def _link(obj: Sysctl) -> str:
 
 
 def _is_left(obj: Sysctl, want: State) -> bool:
-    """Return whether a sysctl that is no longer desired must be reset to its default. It must if it
-    comes from the manifest's [sysctls], and its namespace and its interface are not deleted.
+    """Return whether a sysctl that is no longer desired must be reset to its default. This is so if
+    the sysctl is from the manifest's [sysctls], and neither its namespace nor its interface is
+    deleted.
     """
     if not obj.netns or "/neigh/" in obj.name or obj.name.rpartition("/")[2] in _LINK_SETTINGS:
         return False

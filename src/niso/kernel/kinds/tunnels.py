@@ -118,8 +118,8 @@ def _port_settings(name: str, index: int, what: str) -> list[Message]:
 class Vxlan(NamedTuple):
     """The VXLAN device of a network that spans hosts. The device does not learn MACs and does not
     flood: static entries determine to which host frames are sent (kinds/neighbours.py). ``device``
-    names settings of the device that differ from niso's, and ``drift`` settings of its bridge port
-    (kernel/link_records.py).
+    names settings of the device that differ from niso's. ``drift`` names settings of the bridge
+    port that differ (kernel/link_records.py).
     """
 
     name: str
@@ -536,9 +536,9 @@ class _WireGuards(Kind[WireGuard], of=WireGuard):
             yield WireGuard(TUNNEL, "", "", 0, 0, "", link.alias)
 
     def read(self, space: Space, objects: Collection[WireGuard]) -> Iterable[WireGuard]:
-        """Read WireGuard interfaces. Some settings can be read only by wg(8). They are read if the
-        change concerns them, or if changes of other programs are read too. Otherwise they are
-        assumed to be as desired.
+        """Read WireGuard interfaces. Some settings can be read only by wg(8). These are read if the
+        change concerns them, or if changes of other programs are read too. Otherwise the desired
+        values are returned.
         """
         reading = space.reading
         for name in {obj.name for obj in objects}:
