@@ -34,7 +34,7 @@ def deploys(found: Found, drawn: set[str]) -> list[str]:
         "",
         prose(
             "Four clients outside the host send one request after the other through the published port, each by"
-            " a new connection, and never retry. During this time the service, busybox' `httpd`, is replaced by its next"
+            " a new connection, and never retry. During this time the service, `httpd` of busybox, is replaced by its next"
             " version. `monitor` is 0, so the time of a deploy ends when the former version has finished its"
             " connections and has stopped."
         ),

@@ -97,9 +97,9 @@ def _one_more(found: Found) -> list[str]:
     for who, name in (
         ("niso", "niso port-forward, in process"),
         ("niso command", "niso port-forward, whole command"),
-        ("netavark", "netavark: one more network that publishes a port"),
-        ("cni", "CNI: one more network that publishes a port"),
-        ("docker", "docker: one more container that publishes a port"),
+        ("netavark", "netavark: a further network that publishes one port"),
+        ("cni", "CNI: a further network that publishes one port"),
+        ("docker", "docker: a further container that publishes one port"),
     ):
         added, taken = found.rows("one more: publish", who), found.rows("one more: withdraw", who)
         if not added:

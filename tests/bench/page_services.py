@@ -74,7 +74,7 @@ def services(found: Found, drawn: set[str]) -> list[str]:
         ]
     lines += [
         prose(
-            "Every service runs busybox' `sleep` and has one published port. niso and podman use crun and conmon, docker"
+            "Every service runs `sleep` of busybox and has one published port. niso and podman use crun and conmon, docker"
             " uses runc and containerd. podman and docker use overlayfs and kill the process at once"
             " (`podman rm --time 0`), while niso sends TERM. podman was measured on netavark's bridge, and with niso's plugin on a"
             " niso network, both without a name server."

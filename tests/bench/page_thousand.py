@@ -75,7 +75,7 @@ def thousand(found: Found, drawn: set[str]) -> list[str]:
         *lines,
         "",
         prose(
-            "Every service runs busybox' `sleep` and has one published port. The processor time includes the command and"
+            "Every service runs `sleep` of busybox and has one published port. The processor time includes the command and"
             " the programs that it waits for. Each service of the stack is healthy 0.3 s after its start."
         ),
         "",
