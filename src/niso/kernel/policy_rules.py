@@ -160,8 +160,8 @@ def _own(verdict: str) -> str:
 
 def _record(name: str, verdict: str, masks: tuple[str, str] = ("", "")) -> str:
     """Return the rules that record a packet's flow in the sets ``name``, then apply ``verdict``.
-    Sources that are equal under ``masks`` (one for IPv4 and one for IPv6, such as " & 255.0.0.0")
-    have a common share of a set.
+    Each source may fill only a share of a set. Sources that are equal under ``masks`` (for IPv4 and
+    IPv6, such as " & 255.0.0.0") count as one.
     """
     burst, rate = SHARES[name]
     if name in FROM_OUTSIDE:

@@ -327,9 +327,9 @@ def _own(machine: Machine, name: str | None, may_be_on: Container[str] | None) -
 
 
 def _scope(store: Store, name: str) -> tuple[Scope, list[str]]:
-    """Return (scope to compare for a service or network, active services or instances whose
-    processes to check). The processes of a network's services are not checked. Raises NotFound if
-    ``name`` is neither.
+    """Return the scope to compare for a service or network, and the active services or instances
+    whose processes to check. The processes of a network's services are not checked. Raises NotFound
+    if ``name`` is neither.
     """
     if store.network(name) is not None and store.name_holder(bare_name(name)) is None:
         return Scope((), (name,)), []

@@ -637,8 +637,8 @@ def network_drops(kernel: Kernel, networks: Iterable[NetworkRecord]) -> list[For
 
 
 def others_dropped(chains: Iterable[str]) -> list[tuple[str, str]]:
-    """Return (problem, remedy) for each NAT chain in ``chains``. These chains translate packets of
-    other programs that niso drops.
+    """Return (problem, remedy) for each NAT chain in ``chains``. Other programs created these
+    chains, which translate packets that niso drops.
     """
     return [
         (

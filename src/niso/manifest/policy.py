@@ -393,8 +393,8 @@ nftables elements, whose length is limited."""
 def about(
     name: str, networks: tuple[str, ...], owner: str, labels: Mapping[str, str]
 ) -> Iterator[Policy]:
-    """Yield the administrator's policies for the attachment ``name``. Raises Error. The other
-    arguments are the attachment's values, which a policy's matchers compare.
+    """Yield the administrator's policies for the attachment ``name``. Raises Error. A policy
+    selects attachments by their names, networks, owners and labels.
     """
     subject: dict[str, tuple[str, ...]] = {label: (text,) for label, text in labels.items()}
     subject |= {"name": (name,), "network": networks, "owner": (owner,)}

@@ -240,7 +240,7 @@ def _failed(service: str, what: str, error: OSError) -> ProcessError:
 
 
 def _kill_runs(service: str, spec: ProcessSpec | None, runs: list[str], timeout_s: float) -> None:
-    """Kill the processes of runs, and the conmons of the runs.
+    """Kill the processes and conmons of ``runs``, the folders of a service's starts.
 
     The caller must delete the container from crun only after this call: until a conmon has exited,
     it could still complete the creation of a container.

@@ -358,9 +358,9 @@ class _Rulesets(Kind[Ruleset], of=Ruleset):
 
 
 def _other_tables(reading: Reading) -> Iterable[Ruleset]:
-    """Return the existing tables as one `Ruleset`, or nothing if there are none. Callers have found
-    undesired elements in the sets ``owner``: another version of niso has created the tables, or
-    they are incomplete. Raises Conflict if the tables belong to another state folder.
+    """Return the existing tables as one `Ruleset`, or nothing if there are none. Called if the sets
+    ``owner`` differ from the desired ones: another version of niso has created the tables, or they
+    are incomplete. Raises Conflict if the tables belong to another state folder.
     """
     with Nfnetlink() as netlink:
         digests: list[str] = []
