@@ -10,6 +10,7 @@ from figures import Found
 from page_cluster import cluster
 from page_deploys import deploys
 from page_expect import expect
+from page_goals import goals
 from page_inside import inside
 from page_parts import NAMES, prose
 from page_ports import ports
@@ -33,6 +34,7 @@ def text(figures: dict[str, Any], pictures: Iterable[str]) -> str:
         "",
         short(figures),
         "",
+        *goals(figures, drawn),
     ]
     for name, write in (
         ("services", services),

@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib
 from figures import Found, Row, median, number
+from page_goals import measured
 from page_inside import INSIDE
 from page_parts import NAMES
 from page_ports import flow_lines
@@ -84,6 +85,31 @@ def main(store: str, folder: str) -> None:
         figure.savefig(f"{folder}/{name}.svg", metadata={"Date": None})
         plt.close(figure)
         print(name)
+    if drawn := _goals(figures):
+        drawn.savefig(f"{folder}/goals.png", dpi=130)
+        drawn.savefig(f"{folder}/goals.svg", metadata={"Date": None})
+        plt.close(drawn)
+        print("goals")
+
+
+def _goals(figures: dict[str, Any]) -> Figure | None:
+    """Figures before and now relative to their goals: 1 or less is reached."""
+    found = measured(figures)[::-1]
+    if not found:
+        return None
+    figure, (axes,) = _figure(1, 1.2 + 0.32 * len(found))
+    for at, (goal, value) in enumerate(found):
+        then, now = (
+            goal.aim / each if goal.more else each / goal.aim for each in (goal.before, value)
+        )
+        axes.plot([then, now], [at, at], color="#9aa0a6", linewidth=1.5, zorder=1)
+        axes.scatter(then, at, color="#9aa0a6", marker="o", zorder=2, label="before")
+        axes.scatter(now, at, color=STYLES["niso"][0], marker="D", zorder=3, label="now")
+    axes.set_yticks(range(len(found)), [goal.words.replace("`", "") for goal, _ in found])
+    axes.axvline(1, color="#333333", linestyle="--", linewidth=1)
+    axes.set_xlabel("relative to the goal (dashed): smaller is better")
+    _legend(figure, [axes])
+    return figure
 
 
 def _foot(data: dict[str, Any]) -> str:
