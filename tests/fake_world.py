@@ -29,6 +29,7 @@ from niso.change import stacks, targets
 from niso.change.activate import Outcome
 from niso.cli import main
 from niso.cluster import config
+from niso.kernel import conntrack
 from niso.kernel.kinds.kind import State, kind_of
 from niso.look import check, services, session, stack_members
 from niso.manifest import load
@@ -159,7 +160,9 @@ class World:
             for name in ("is_command", "command_line"):
                 patch.setattr(paths, name, getattr(paths, name))
             patch.setattr(os, "geteuid", lambda: 0)
+            patch.setattr(conntrack, "opened", dict)
             patch.setenv("SUDO_UID", str(os.getuid()))
+            patch.setenv("NISO_TRACEBACK", "1")  # an exception that is no Error fails the test
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 status = main.run([*words])
         said, errors = (file.buffer.getvalue().decode() for file in (out, err))  # type: ignore[attr-defined]

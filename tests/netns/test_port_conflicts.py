@@ -1,4 +1,4 @@
-"""Test occupied and automatically chosen host ports, and how published ports are shown."""
+"""Test host ports that services share by address, and those that processes of the host listen on."""
 
 from __future__ import annotations
 
@@ -11,27 +11,17 @@ from port_rows import end, everything, unchanged
 from services import (
     CLIENT,
     HOST,
-    address,
     answer,
     ask,
     echo,
     idle,
     listen,
     on,
-    ps,
     refused,
 )
 from talkers import speaker, start
 
-HELD = (
-    "8080:80",
-    "8000-8010:8000-8010",
-    "127.0.0.1:5432:81",
-    "192.0.2.1:8443:443",
-    "0.0.0.0:9000:90",
-    "53:53/udp",
-    "192.0.2.1:7000-7009:7000-7009",
-)
+HELD = ("8080:80", "8000-8010:8000-8010", "127.0.0.1:5432:81", "192.0.2.1:8443:443")
 
 
 @pytest.fixture(scope="module")
@@ -43,36 +33,6 @@ def taken() -> Iterator[Lab]:
 
 
 # --- another service has it -------------------------------------------------------------------------------------------
-
-
-def test_port_that_another_service_has_names_it_and_changes_nothing(taken: Lab) -> None:
-    before = everything(taken)
-    for wanted, host, held in (
-        ("8080:81", "8080/tcp", ""),
-        ("0.0.0.0:8080:80", "0.0.0.0:8080/tcp", "8080/tcp"),
-        ("127.0.0.1:8080:80", "127.0.0.1:8080/tcp", "8080/tcp"),
-        ("8005:80", "8005/tcp", "8000-8010/tcp"),
-        ("192.0.2.9:8000:80", "192.0.2.9:8000/tcp", "8000-8010/tcp"),
-        ("8000-8010:8000-8010", "8000-8010/tcp", ""),
-        ("7995-8000:7995-8000", "7995-8000/tcp", "8000-8010/tcp"),
-        ("8010-8012:80-82", "8010-8012/tcp", "8000-8010/tcp"),
-        ("8003-8004:80-81", "8003-8004/tcp", "8000-8010/tcp"),
-        ("5432:5432", "5432/tcp", "127.0.0.1:5432/tcp"),
-        ("127.0.0.1:5430-5440:1-11", "127.0.0.1:5430-5440/tcp", "127.0.0.1:5432/tcp"),
-        ("8443:443", "8443/tcp", "192.0.2.1:8443/tcp"),
-        ("9000:90", "9000/tcp", "0.0.0.0:9000/tcp"),
-        ("127.0.0.1:9000:90", "127.0.0.1:9000/tcp", "0.0.0.0:9000/tcp"),
-        ("53:5353/udp", "53/udp", ""),
-        ("7005:80", "7005/tcp", "192.0.2.1:7000-7009/tcp"),
-        ("192.0.2.1:7009-7010:80-81", "192.0.2.1:7009-7010/tcp", "192.0.2.1:7000-7009/tcp"),
-    ):
-        folder = idle(taken, "b", network={"ports": ["4000:4000", wanted]})
-        said = refused(taken, "activate", folder)
-        words = f"network.ports[1]: host port {host} is published by 'a'{f' as {held}' if held else ''}\n"
-        assert (
-            words in said and f"{folder}/manifest.toml" in said and "or release it from a" in said
-        ), said
-    unchanged(taken, before)
 
 
 def test_ports_that_do_not_meet_are_shared_by_number(taken: Lab) -> None:
@@ -101,48 +61,6 @@ def test_ports_that_do_not_meet_are_shared_by_number(taken: Lab) -> None:
     assert ask(taken, HOST, 5432, "client") == ""
     assert_whole(taken)
     taken.niso("remove", "b")
-
-
-def test_two_services_of_one_activation_that_clash_are_refused_together(taken: Lab) -> None:
-    before = everything(taken)
-    one = idle(taken, "one", network={"ports": ["6000:80"]})
-    two = idle(taken, "two", network={"ports": ["127.0.0.1:6000:80"]})
-    said = refused(taken, "activate", one, two)
-    assert (
-        "network.ports[0]: host port 127.0.0.1:6000/tcp is published by 'one' as 6000/tcp" in said
-    )
-    assert "hint: one is part of this command: choose another port for one of the two\n" in said
-    unchanged(taken, before)
-    for keys, words in (
-        ({"ip": "10.99.0.77"}, "choose another address for one of the two"),
-        ({"aliases": ["both"]}, "choose another name for one of the two"),
-    ):
-        said = refused(
-            taken, "activate", idle(taken, "one", network=keys), idle(taken, "two", network=keys)
-        )
-        assert f"two/manifest.toml: network.{next(iter(keys))}: " in said
-        assert f"hint: one is part of this command: {words}\n" in said
-    unchanged(taken, before)
-
-
-def test_all_that_a_manifest_cannot_have_is_told_at_once(taken: Lab) -> None:
-    """Names, an address, and ports of services and of a process of the host, each with its key."""
-    listener = listen(taken, "tcp", "0.0.0.0", 6100)
-    taken.niso(
-        "activate", idle(taken, "one", network={"ip": "10.99.0.77", "aliases": ["www", "web"]})
-    )
-    before = everything(taken)
-    network = {
-        "ip": "10.99.0.77",
-        "aliases": ["www", "web", "own"],
-        "ports": ["8080:81", "4000:4000", "6100:80", "8005:80"],
-    }
-    said = refused(taken, "activate", idle(taken, "two", network=network))
-    keys = [line.split(": ")[2] for line in said.splitlines() if line.startswith("niso: ")]
-    ports = [f"network.ports[{place}]" for place in (0, 2, 3)]
-    assert keys == ["network.aliases", "network.aliases", "network.ip", *ports], said
-    unchanged(taken, before)
-    listener.kill()
 
 
 def test_service_swaps_a_port_with_another_in_one_activation(lab: Lab) -> None:
@@ -216,22 +134,6 @@ def test_port_of_a_process_of_the_host_names_it_and_changes_nothing(taken: Lab) 
     taken.niso("remove", "b")
 
 
-def test_sockets_that_take_no_packets_of_their_own_are_no_conflict(taken: Lab) -> None:
-    """A client's connected socket, and a listener of another machine."""
-    other = listen(taken, "tcp", "0.0.0.0", 6000, netns="client")
-    connected = taken.popen(
-        "python3",
-        "-ISc",
-        "import socket, time; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 6000)); s.connect(('192.0.2.2', 53));"
-        "print(1, flush=True); time.sleep(300)",
-    )
-    assert connected.stdout and connected.stdout.readline() == b"1\n"
-    taken.niso("activate", idle(taken, "b", network={"ports": ["6000:80", "6000:80/udp"]}))
-    taken.niso("remove", "b")
-    end(other)
-    end(connected)
-
-
 def test_process_that_comes_later_does_not_keep_a_service_from_its_port(taken: Lab) -> None:
     """What a service has is not looked at again: an unchanged activate changes nothing, and its port is still its own."""
     listener = listen(taken, "tcp", "0.0.0.0", 8080)
@@ -249,75 +151,6 @@ def test_process_that_comes_later_does_not_keep_a_service_from_its_port(taken: L
     assert [row["host"] for row in rows if shadowed in row["from"]] == ["0.0.0.0:8080"]
     end(listener)
     taken.niso("net", "check")
-
-
-# --- how they read ----------------------------------------------------------------------------------------------------
-
-
-def test_ports_read_as_the_contract_says(taken: Lab) -> None:
-    text = [
-        "8080→80",
-        "8000-8010→8000-8010",
-        "127.0.0.1:5432→81",
-        "192.0.2.1:8443→443",
-        "9000→90",
-        "53→53/udp",
-    ]
-    text.append("192.0.2.1:7000-7009→7000-7009")
-    shown = [
-        line.split() for line in taken.niso("net", "inspect", "niso-default").stdout.splitlines()
-    ]
-    assert f"a {address(taken, 'a')} ports: {', '.join(text)}".split() in shown
-    assert ", ".join(text) in taken.niso("ps").stdout
-    variables = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    ascii_only = taken.run("python", "-m", "niso.cli", "ps", env=variables).stdout
-    assert "53->53/udp" in ascii_only and "→" not in ascii_only
-    table = [line.split() for line in taken.niso("net", "ports").stdout.splitlines()]
-    assert table[0] == ["SERVICE", "HOST", "CONTAINER", "PROTO"]
-    assert table[1:] == [
-        ["a", "0.0.0.0:8080", "80", "tcp"],
-        ["a", "0.0.0.0:8000-8010", "8000-8010", "tcp"],
-        ["a", "127.0.0.1:5432", "81", "tcp"],
-        ["a", "192.0.2.1:8443", "443", "tcp"],
-        ["a", "0.0.0.0:9000", "90", "tcp"],
-        ["a", "0.0.0.0:53", "53", "udp"],
-        ["a", "192.0.2.1:7000-7009", "7000-7009", "tcp"],
-    ]
-    as_json = ps(taken, "a")["ports"]
-    assert as_json[5] == {
-        "host_ip": "0.0.0.0",
-        "host_port": 53,
-        "container_port": 53,
-        "proto": "udp",
-    }
-    assert as_json[2] == {
-        "host_ip": "127.0.0.1",
-        "host_port": 5432,
-        "container_port": 81,
-        "proto": "tcp",
-    }
-    listed = json.loads(taken.niso("net", "ports", "--json").stdout)
-    assert [
-        {key: row[key] for key in expected} for row, expected in zip(listed, as_json, strict=True)
-    ] == as_json
-    assert (listed[5]["service"], listed[5]["host"], listed[5]["container"]) == (
-        "a",
-        "0.0.0.0:53",
-        53,
-    )
-    described = json.loads(taken.niso("net", "inspect", "niso-default", "--json").stdout)
-    assert described["services"][0]["ports"] == as_json
-    assert json.loads(taken.niso("inspect", "a").stdout)["ports"] == as_json
-
-
-def test_exposed_says_who_can_reach_each(taken: Lab) -> None:
-    lines = taken.niso("net", "ports", "--exposed").stdout.splitlines()
-    by_port = {line.split()[1]: line for line in lines[1:]}
-    outside = "other machines via 192.0.2.1 on uplink0"
-    assert outside in by_port["0.0.0.0:8080"] and outside in by_port["192.0.2.1:8443"]
-    assert by_port["127.0.0.1:5432"].endswith("this host")
-    rows_json = json.loads(taken.niso("net", "ports", "--exposed", "--json").stdout)
-    assert len(rows_json) == len(lines) - 1
 
 
 def test_exposed_names_the_internal_networks_that_do_not_lead_to_a_port(lab: Lab) -> None:
@@ -353,3 +186,54 @@ def test_exposed_names_the_internal_networks_that_do_not_lead_to_a_port(lab: Lab
             if ask(lab, HOST, port, f"niso-at-{name}")
         }
         assert found == reached, service
+
+
+# --- host addresses of one service ------------------------------------------------------------------------------------
+
+
+def test_specific_address_wins_over_all_addresses_within_one_service(lab: Lab) -> None:
+    ports = ["8080:80", "127.0.0.1:8080:81", "8000-8010:8000-8010", "10.99.0.1:8005:82"]
+    start(lab, speaker(lab, "a", 80, 81, 82, 8005, ports=ports))
+    for at, port, inner in (
+        (HOST, 8080, 80),
+        ("127.0.0.1", 8080, 81),
+        ("127.0.0.2", 8080, 80),
+        (HOST, 8005, 8005),
+        ("10.99.0.1", 8005, 82),
+    ):
+        assert ask(lab, at, port).startswith(f"a {inner} "), (at, port)
+    assert ask(lab, HOST, 8080, "client") == f"a 80 {CLIENT}"
+    assert_whole(lab)
+    # each can go alone, and what is left takes its place
+    lab.niso(
+        "activate", speaker(lab, "a", 80, 81, 82, 8005, ports=["8080:80", "8000-8010:8000-8010"])
+    )
+    assert ask(lab, "127.0.0.1", 8080).startswith("a 80 ")
+    assert ask(lab, "10.99.0.1", 8005).startswith("a 8005 ")
+    assert_whole(lab)
+
+
+def test_host_address_that_appears_later_works_at_once(lab: Lab) -> None:
+    ports = ["192.0.2.50:8088:80", "192.0.2.50:7000-7001:80-81", "192.0.2.50:8005-8006:8005-8006"]
+    start(lab, speaker(lab, "a", 80, 81, 8005, ports=ports))
+    assert (
+        "nobody: this host has no address 192.0.2.50 now"
+        in lab.niso("net", "ports", "--exposed").stdout
+    )
+    assert ask(lab, "192.0.2.50", 8088, "client") == ""
+    before = lab.nft_json()
+    lab.run("ip", "address", "add", "192.0.2.50/24", "dev", "uplink0")
+    lab.run("ip", "neigh", "flush", "all", netns="client")  # it has just seen that nobody has it
+    for port, inner in ((8088, 80), (7001, 81), (8005, 8005)):
+        assert (
+            lab.wait_for(lambda port=port: ask(lab, "192.0.2.50", port, "client"))
+            == f"a {inner} {CLIENT}"
+        )
+        assert ask(lab, "192.0.2.50", port).startswith(f"a {inner} ")
+        assert ask(lab, HOST, port, "client") == ""
+    assert len(before) == len(lab.nft_json())
+    assert "192.0.2.50 on uplink0" in lab.niso("net", "ports", "--exposed").stdout
+    lab.run("ip", "address", "delete", "192.0.2.50/24", "dev", "uplink0")
+    lab.run("ip", "address", "add", "192.0.2.50/32", "dev", "lo")
+    assert ask(lab, "192.0.2.50", 8088).startswith("a 80 ")
+    assert_whole(lab)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -188,3 +189,122 @@ def test_service_joins_a_stack_and_can_be_removed_alone(world: World) -> None:
     remove(world.machine, ["web", "db"])
     assert world.store.network_names() == ["kept"]
     world.assert_whole()
+
+
+# --- the commands --------------------------------------------------------------------------------
+
+SHOP = """\
+[stack]
+name = "shop"
+[networks]
+backend = { subnet = "10.99.7.0/24" }
+"""
+
+
+def written(world: World, *services: str) -> str:
+    """Write the stack shop of these services: a name, and further lines of its entry. Return its folder."""
+    text = SHOP
+    for entry in services:
+        name, _, lines = entry.partition(" ")
+        text += f'[[service]]\nname = "{name}"\npackage = "./{name}"\n{lines}\n'
+    (world.folder / "stack.toml").write_text(text)
+    return str(world.folder)
+
+
+def statuses(world: World) -> dict[str, str]:
+    rows = json.loads(world.niso("stack", "ps", str(world.folder), "--json").stdout)
+    return {row["service"]: row["status"] for row in rows}
+
+
+API, DB = 'api depends_on = { db = "started" }', "db "
+
+
+def test_up_prints_what_it_did_and_nothing_twice(world: World) -> None:
+    for name in ("api", "db"):
+        world.package(name, network={"network": "backend"})
+    folder = written(world, f'{API}\nports = ["8080:80"]', DB)
+    assert world.niso("stack", "up", folder).stdout.splitlines() == [
+        "network backend: created",
+        "db: active  10.99.7.2",
+        "api: active  10.99.7.3  ports: 8080→80",
+    ]
+    before = world.picture()
+    assert world.niso("stack", "up", folder, "--dry-run").stdout == "nothing to do\n"
+    again = world.niso("stack", "up", folder, "-v")
+    assert again.stderr == "" and [
+        line.partition("  ")[0] for line in again.stdout.splitlines()
+    ] == [
+        "db: already active, unchanged",
+        "api: already active, unchanged",
+    ]
+    result = json.loads(world.niso("stack", "up", folder, "--json").stdout)
+    assert [each["changed"] for each in result["services"]] == [False, False]
+    assert (result["stack"], result["left"], result["networks"]) == ("shop", [], [])
+    assert world.picture() == before
+
+
+def test_change_and_down_of_a_stack_are_as_the_dry_run_says(world: World) -> None:
+    for name in ("api", "db"):
+        world.package(name, network={"network": "backend"})
+    folder = written(world, f'{API}\nports = ["8080:80"]', DB)
+    world.up(f"{folder}/stack.toml")
+    before = world.picture()
+    pids = {name: world.pid(name) for name in ("api", "db")}
+    written(world, f'{API}\nenvironment = {{ LEVEL = "debug" }}', f'{DB}ports = ["5432:80"]')
+    planned = world.niso("stack", "up", folder, "--dry-run").stdout
+    assert world.picture() == before
+    assert world.niso("stack", "up", folder, "-v").stderr == planned
+    assert "5432" in planned and "start db" not in planned and "start api" in planned
+    assert world.pid("db") == pids["db"] and world.pid("api") != pids["api"]
+    planned = world.niso("stack", "down", folder, "--dry-run").stdout
+    done = world.niso("stack", "down", folder, "-v")
+    assert done.stderr == planned and planned.startswith("stop api\nstop db\n")
+    assert done.stdout == "api: inactive\ndb: inactive\n"
+    assert statuses(world) == {"api": "inactive", "db": "inactive"}
+    assert world.niso("stack", "down", folder).stdout == (
+        "api: already inactive, unchanged\ndb: already inactive, unchanged\n"
+    )
+    assert "10.99.7.2" in world.niso("stack", "up", folder).stdout
+    # down needs neither packages nor a right file
+    written(world, 'api ports = "x"', "nowhere nome = 3")
+    down = world.niso("stack", "down", folder).stdout.splitlines()
+    assert sorted(down) == ["api: inactive", "db: inactive"]
+    world.assert_whole()
+
+
+def test_service_that_left_the_file_ends_and_its_port_is_free(world: World) -> None:
+    for name in ("web", "www", "job"):
+        world.package(name)
+    folder = written(world, 'web ports = ["8080:80"]', "job ")
+    world.niso("stack", "up", folder)
+    address = world.niso("inspect", "web").stdout
+    job = world.pid("job")
+    written(world, 'www ports = ["8080:80"]', "job ")
+    # one that fails leaves all as it was
+    before = world.picture()
+    world.processes.dies["www"] = 7
+    assert "www: its process ended at once" in world.refused("stack", "up", folder)
+    assert world.picture() == before
+    world.processes.dies.clear()
+    planned = world.niso("stack", "up", folder, "--dry-run").stdout
+    done = world.niso("stack", "up", folder, "-v")
+    assert done.stderr == planned and "stop web" in planned.splitlines()
+    assert "web: inactive, removed from the stack" in done.stdout.splitlines()
+    assert (world.ports("www"), world.pid("job")) == (["8080:80"], job)
+    assert statuses(world) == {"www": "running", "job": "running"}
+    world.niso("stack", "down", folder)
+    assert world.niso("activate", "web").stdout.split()[2] in address  # it is still known
+    world.assert_whole()
+
+
+def test_services_that_are_not_up_are_shown_too(world: World) -> None:
+    world.activate(world.package("db"))  # not of the stack
+    folder = written(world, "db ", "web ")
+    shown = world.niso("stack", "ps", folder).stdout.splitlines()
+    assert [line.split()[:2] for line in shown[1:]] == [["db", "inactive"], ["web", "inactive"]]
+    for words, said in (
+        (("upp",), "'stack up'"),
+        (("up", "--timeout", "x", folder), "--timeout"),
+    ):
+        assert said in world.refused("stack", *words, status=2)
+    assert "stack.toml: no such file" in world.refused("stack", "up", f"{folder}/db")

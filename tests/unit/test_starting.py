@@ -1,4 +1,4 @@
-"""Test when a started service is examined again."""
+"""Test the order of starts, and when a started service is examined again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fakes.processes import FakeProcesses
 from refusals import refuses
 
 from niso.base import paths
-from niso.base.errors import Conflict, ErrorGroup, ProcessError
+from niso.base.errors import Conflict, Error, ErrorGroup, ProcessError
 from niso.change import admit, start
 from niso.runtime import health
 from niso.store.service_rows import ServiceRow
@@ -107,3 +107,80 @@ def test_stack_that_lost_a_race_for_a_name_is_told_to_run_again(world: World) ->
     ) as caught:
         admit.prepare(world.machine, second, ["db"])
     assert (caught.value.hint or "").endswith("run this one again")
+
+
+# --- the order of starts --------------------------------------------------------------------------
+
+
+def told(world: World, *names: str, **more: Any) -> list[str]:
+    """Activate packages; return what was reported of starts and ends, in order."""
+    lines: list[str] = []
+    paths = [str(world.folder / name / "manifest.toml") for name in names]
+    try:
+        world.activate(*paths, report=lambda event: lines.append(event.describe()), **more)
+    except Error as error:
+        lines.append(f"ERROR {error.message}")
+    wanted = ("start ", "stop ", "ERROR ")
+    return [
+        line.partition(":")[0] if line.startswith("start ") else line
+        for line in lines
+        if line.startswith(wanted) or line.endswith(" is healthy")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("after", "order"),
+    [
+        ({"api": {"db": "healthy"}}, ["db", "other", "db is healthy", "api"]),
+        ({"other": {"api": "started"}, "api": {"db": "started"}}, ["db", "api", "other"]),
+        ({"api": {"old": "started"}}, ["api", "db", "other"]),
+    ],
+)
+def test_service_starts_after_those_that_it_needs_and_others_do_not_wait(
+    world: World, after: dict[str, dict[str, str]], order: list[str]
+) -> None:
+    world.activate(world.package("old"))
+    world.package("db", healthcheck=CHECK)
+    for name in ("api", "other"):
+        world.package(name)
+    found = told(world, "api", "db", "other", after=after)
+    starts = [line.removeprefix("start ") for line in found]
+    assert [line for line in starts if line in order] == order
+    world.assert_whole()
+
+
+def test_what_fails_keeps_those_that_need_it_from_starting(world: World) -> None:
+    after = {"api": {"db": "healthy"}}
+    world.package("db", healthcheck=CHECK)
+    world.package("api")
+    world.processes.dies["db"] = 7
+    found = told(world, "api", "db", after=after)
+    assert found[0] == "start db" and "start api" not in found
+    assert found[-1].startswith("ERROR db: its process ended") and world.store.services() == []
+    # one that runs is asked, and stays as it is
+    world.processes.dies.clear()
+    told(world, "db")
+    pid = world.pid("db")
+    world.processes.ill["db"] = "tcp 80: connection refused"
+    found = told(world, "api", "db", after=after)
+    assert found[-1].startswith("ERROR db: is unhealthy") and "start api" not in found
+    world.processes.ill.clear()
+    assert told(world, "api", "db", after=after) == ["db is healthy", "start api"]
+    assert world.pid("db") == pid
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        ({"a": {"b": "started"}, "b": {"a": "started"}}, "dependency cycle among a, b"),
+        ({"a": {"b": "healthy"}}, "a waits until b is healthy, but b has no healthcheck"),
+        ({"a": {"c": "started"}}, "a waits until c is started, but it is not"),
+    ],
+)
+def test_order_that_cannot_be_is_refused(
+    world: World, after: dict[str, dict[str, str]], words: str
+) -> None:
+    for name in ("a", "b"):
+        world.package(name)
+    assert told(world, "a", "b", after=after) == [f"ERROR {words}"]
+    assert world.store.services() == []
