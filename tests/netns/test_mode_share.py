@@ -6,18 +6,15 @@ import json
 import os
 import signal
 
-import pytest
 import snapshots
 from conftest import Lab
 from modes import (
     KERNEL,
     PORT,
     SHARED,
-    alone,
     api,
     lives_in,
     names_in,
-    open_,
     running,
     seen_in,
     side,
@@ -36,7 +33,6 @@ from services import (
     on,
     pid_of,
     ps,
-    refused,
 )
 
 
@@ -93,17 +89,17 @@ def test_share_is_the_providers_network_names_and_addresses(lab: Lab) -> None:
     assert lab.niso("net", "check").returncode == 0
 
 
-@pytest.mark.parametrize("bridged", ["0", "1"])
-def test_ports_of_a_sharer_are_reached_every_way_and_end_with_it(lab: Lab, bridged: str) -> None:
-    lab.run("sysctl", "-qw", f"net.bridge.bridge-nf-call-iptables={bridged}")
+def test_ports_of_a_sharer_are_reached_every_way_and_end_with_it(lab: Lab) -> None:
     lab.niso("activate", api(lab, network={"ports": []}), idle(lab, "peer", network=on("backend")))
     lab.niso("activate", idle(lab, "far", network=on("front")), side(lab))
-    assert answer(lab, HOST, SHARED, "client") == f"side {CLIENT}"
-    assert answer(lab, HOST, SHARED) == f"side {HOST}"
-    assert answer(lab, "127.0.0.1", SHARED).startswith("side ")
-    for service in ("peer", "far"):
-        assert answer(lab, HOST, SHARED, f"niso-{service}") == f"side {address(lab, service)}"
-    assert answer(lab, HOST, SHARED, "niso-api").startswith("side ")  # hairpin
+    for bridged in "01":
+        lab.run("sysctl", "-qw", f"net.bridge.bridge-nf-call-iptables={bridged}")
+        assert answer(lab, HOST, SHARED, "client") == f"side {CLIENT}"
+        assert answer(lab, HOST, SHARED) == f"side {HOST}"
+        assert answer(lab, "127.0.0.1", SHARED).startswith("side ")
+        for service in ("peer", "far"):
+            assert answer(lab, HOST, SHARED, f"niso-{service}") == f"side {address(lab, service)}"
+        assert answer(lab, HOST, SHARED, "niso-api").startswith("side ")  # hairpin
     talk = lab.popen("/usr/bin/busybox", "nc", HOST, str(SHARED), stdin=-1, netns="client")
     assert talk.stdout and talk.stdin
     assert talk.stdout.readline() == f"side {CLIENT}\n".encode()
@@ -169,129 +165,6 @@ for line in sys.stdin:
     assert asked() == b"there"
 
 
-def test_sharer_needs_a_provider_that_is_there(lab: Lab) -> None:
-    path = side(lab)
-    said = refused(lab, "activate", path)
-    assert (
-        f"{path}/manifest.toml: network.share: no service 'api' is known" in said and "hint" in said
-    )
-    lab.niso("activate", api(lab))
-    lab.niso("deactivate", "api")
-    before = snapshots.take(lab)
-    said = refused(lab, "activate", path)
-    assert "network.share: service 'api' is not active" in said and "niso activate api" in said
-    assert snapshots.differences(before, snapshots.take(lab)) == []
-    # both in one command, in either order
-    lab.niso("activate", path, "api")
-    assert lives_in(lab, "side") == namespace(lab, "api")
-    said = refused(
-        lab, "activate", echo(lab, "third", 70, network={"mode": "share", "share": "side"})
-    )
-    assert "it shares that of 'api'" in said and 'share = "api"' in said
-    lab.niso("activate", open_(lab))
-    said = refused(
-        lab, "activate", echo(lab, "third", 70, network={"mode": "share", "share": "open"})
-    )
-    assert "network.share: service 'open' has mode host" in said
-    assert json.loads(lab.niso("ps", "--json").stdout) and "third" not in lab.niso("ps").stdout
-
-
-def test_provider_is_held_while_it_is_shared(lab: Lab) -> None:
-    lab.niso("activate", api(lab), side(lab), side(lab, "second", 91, network={"ports": []}))
-    before = snapshots.take(lab)
-    for command in (
-        ["deactivate", "api"],
-        ["remove", "api"],
-        ["deactivate", "--dry-run", "api"],
-        ["remove", "api", "side"],
-    ):
-        said = refused(lab, *command)
-        assert "service 'api' is in use: " in said and "'second'" in said, said
-        assert "hint: it can end after these, or in the same command: second" in said
-    for mode in ({"mode": "host"}, {"mode": "share", "share": "second"}):
-        said = refused(lab, "activate", echo(lab, "api", 80, network=mode))
-        assert "network." in said
-    assert snapshots.differences(before["store"], snapshots.take(lab)["store"]) == []
-    running(lab, "api", "side", "second")
-    assert lab.niso("net", "check").returncode == 0
-    lab.niso("deactivate", "api", "second", "side")  # in one command: in any order
-    assert {row["status"] for row in json.loads(lab.niso("ps", "--json").stdout)} == {"inactive"}
-    lab.niso("activate", "second", "side", api(lab))
-    assert "stop api" in lab.niso("deactivate", "--dry-run", "--all").stdout
-    lab.niso("deactivate", "--all")
-    assert {row["status"] for row in json.loads(lab.niso("ps", "--json").stdout)} == {"inactive"}
-    # the provider can go while a sharer is only known
-    lab.niso("remove", "api")
-    assert "no service 'api' is known" in refused(lab, "activate", "side")
-    lab.niso("remove", "side", "second")
-    assert lab.niso("net", "check").returncode == 0
-
-
-def test_sharers_end_before_their_provider(lab: Lab) -> None:
-    script = "trap 'echo end; exit' TERM; while true; do sleep 0.05; done"
-    for name, network in (
-        ("a-provider", on("backend")),
-        ("b-sharer", {"mode": "share", "share": "a-provider"}),
-    ):
-        folder = idle(
-            lab, name, network=network, binary={"entrypoint": "/bin/sh", "args": ["-c", script]}
-        )
-        lab.niso("activate", folder)
-    done = lab.niso("deactivate", "-v", "--all")
-    lines = [line for line in done.stderr.splitlines() if line.startswith("stop ")]
-    assert lines == ["stop b-sharer", "stop a-provider"]
-    ends = {n: lab.niso("logs", n, "-t").stdout.split()[0] for n in ("a-provider", "b-sharer")}
-    assert ends["b-sharer"] <= ends["a-provider"]
-
-
-def test_share_of_mode_none(lab: Lab) -> None:
-    both = {"mode": "share", "share": "hermit"}  # by any name
-    lab.niso("activate", alone(lab), echo(lab, "guest", 90, network=both))
-    assert lives_in(lab, "guest") == namespace(lab, "alone")
-    assert answer(lab, "127.0.0.1", 90, "niso-alone").startswith("guest ")
-    own = ["hermit.niso.local", "hermit", "alone.niso.local", "alone", "guest.niso.local", "guest"]
-    assert names_in(lab, "guest")["127.0.0.1"] == own
-    assert seen_in(lab, "guest", "hostname") == "hermit\n"
-    assert ps(lab, "guest")["address"] == []
-    said = refused(lab, "activate", echo(lab, "guest", 90, network=both | {"ports": ["9090:90"]}))
-    assert (
-        "network.ports[0]: service 'alone', whose network namespace it shares, has mode none"
-        in said
-    )
-    assert "PORT: 'alone', whose network 'guest' shares, has mode none" in refused(
-        lab, "port-forward", "guest", "1:1"
-    )
-    assert "'open' has mode host" in (
-        lab.niso("activate", open_(lab)) and refused(lab, "port-forward", "open", "1:1")
-    )
-    assert lab.niso("net", "check").returncode == 0
-    assert answer(lab, "127.0.0.1", 90, "niso-alone").startswith("guest ")
-
-
-def test_port_of_a_sharer_is_forwarded_and_clashes_like_any(lab: Lab) -> None:
-    lab.niso(
-        "activate", api(lab), side(lab), idle(lab, "peer", network=on("backend", ports=["7070:70"]))
-    )
-    lab.niso("port-forward", "side", "9191:90")
-    assert answer(lab, HOST, 9191, "client") == f"side {CLIENT}"
-    assert answer(lab, HOST, 9191, "niso-api").startswith("side ")
-    assert {each["host_port"] for each in ps(lab, "side")["ports"]} == {SHARED, 9191}
-    lab.niso("restart", "side", "api")
-    assert answer(lab, HOST, 9191, "client") == f"side {CLIENT}"
-    for port, holder in ((PORT, "api"), (7070, "peer")):
-        assert f"is published by '{holder}'" in refused(lab, "port-forward", "side", f"{port}:90")
-    lab.niso("port-forward", "side", f"{PORT}:90", "--take-over")
-    assert answer(lab, HOST, PORT, "client") == f"side {CLIENT}"
-    assert [each["host_port"] for each in ps(lab, "api")["ports"]] == []
-    said = refused(lab, "activate", idle(lab, "peer", network=on("backend", ports=["9090:70"])))
-    assert "network.ports[0]: host port 9090/tcp is published by 'side'" in said
-    lab.niso("port-forward", "side", "9191:90", "--remove")
-    assert ask(lab, HOST, 9191, "client") == ""
-    lab.niso("deactivate", "side")
-    assert ask(lab, HOST, PORT, "client") == ""
-    assert lab.niso("net", "check").returncode == 0
-
-
 def test_sharer_of_a_dual_stack_provider_on_two_networks_is_published_on_both(lab: Lab) -> None:
     lab.niso("net", "create", "six", "--subnet", "10.99.6.0/24", "--subnet", "fd00:99:6::/64")
     lab.niso("activate", echo(lab, "api", 80, network={"networks": ["six", "backend"]}))
@@ -341,7 +214,7 @@ for _ in range(int(sys.argv[2])):
 """
 
 
-def test_provider_that_is_restarted_a_hundred_times_never_moves_its_sharers_listener(
+def test_provider_that_is_restarted_often_never_moves_its_sharers_listener(
     lab: Lab,
 ) -> None:
     lab.niso("activate", idle(lab, "api", network=on("backend")), side(lab))
@@ -360,8 +233,8 @@ def test_provider_that_is_restarted_a_hundred_times_never_moves_its_sharers_list
 
     there, before, inode = namespace(lab, "api"), running(lab, "side"), listener()
     provider = pid_of(lab, "api")
-    for done in range(0, 100, 20):
-        lab.run("python", "-c", AGAIN, "api", "20", timeout=60)
+    for done in range(4):
+        lab.run("python", "-c", AGAIN, "api", "6", timeout=60)
         talk.stdin.write(b"%d\n" % done)
         assert talk.stdout.readline() == b"%d\n" % done
     assert pid_of(lab, "api") != provider

@@ -8,7 +8,6 @@ import snapshots
 from conftest import Lab
 from modes import (
     KERNEL,
-    PORT,
     SHARED,
     alone,
     api,
@@ -36,7 +35,6 @@ from services import (
     pid_of,
     process_below,
     ps,
-    refused,
 )
 
 
@@ -118,13 +116,6 @@ def test_host_mode_process_that_dies_is_started_again_on_the_host(lab: Lab) -> N
     assert lab.niso("net", "check").returncode == 0
 
 
-def test_port_that_a_host_mode_service_listens_on_cannot_be_published(lab: Lab) -> None:
-    lab.niso("activate", open_(lab))
-    answer(lab, HOST, 7000)
-    said = refused(lab, "activate", idle(lab, "late", network=on("backend", ports=["7000:80"])))
-    assert "network.ports[0]: host port 7000/tcp is used by python3" in said
-
-
 # --- none ------------------------------------------------------------------------------------------------------------
 
 
@@ -158,6 +149,16 @@ def test_mode_none_has_its_loopback_and_no_way_out_or_in(lab: Lab) -> None:
         )
         assert done.returncode != 0 and "unreachable" in done.stderr
     assert ask(lab, HOST, 80, "client") == ""
+    # another one is apart, and one that shares its namespace is in it
+    both = {"mode": "share", "share": "hermit"}  # by any name
+    other = echo(lab, "other", 80, network={"mode": "none"})
+    lab.niso("activate", other, echo(lab, "guest", 90, network=both))
+    assert answer(lab, "127.0.0.1", 80, "niso-alone") == "alone 127.0.0.1"
+    assert answer(lab, "127.0.0.1", 80, "niso-other") == "other 127.0.0.1"
+    assert answer(lab, "127.0.0.1", 90, "niso-alone").startswith("guest ")
+    assert names_in(lab, "guest")["127.0.0.1"] == [*own, "guest.niso.local", "guest"]
+    assert seen_in(lab, "guest", "hostname") == "hermit\n"
+    lab.niso("remove", "guest", "other")
 
     shown = ps(lab, "alone")
     assert (shown["mode"], shown["address"], shown["ports"]) == ("none", [], [])
@@ -168,13 +169,6 @@ def test_mode_none_has_its_loopback_and_no_way_out_or_in(lab: Lab) -> None:
     no_folders_but(lab)
     left = snapshots.take(lab)
     assert snapshots.differences({k: before[k] for k in KERNEL}, {k: left[k] for k in KERNEL}) == []
-
-
-def test_two_of_mode_none_are_apart(lab: Lab) -> None:
-    lab.niso("activate", alone(lab), echo(lab, "other", 80, network={"mode": "none"}))
-    assert answer(lab, "127.0.0.1", 80, "niso-alone") == "alone 127.0.0.1"
-    assert answer(lab, "127.0.0.1", 80, "niso-other") == "other 127.0.0.1"
-    assert set(names_in(lab, "other")["127.0.0.1"]) == {"other.niso.local", "other"}
 
 
 def test_what_is_lost_of_mode_none_is_told_and_put_right(lab: Lab) -> None:
@@ -216,44 +210,15 @@ def test_commands_of_every_mode(lab: Lab) -> None:
     )
     lab.niso("activate", spoken)
     assert lab.niso("logs", "talk").stdout == "hi\n"
+    lab.niso("activate", idle(lab, "peer", network=on("backend")))
+    at, there = address(lab, "api"), address(lab, "peer")
+    assert f"side ({at})" in lab.niso("net", "ping", "side", "peer").stdout
+    assert f"peer ({there})" in lab.niso("net", "ping", "peer", "side").stdout
+    assert lab.niso("net", "explain", "side", "peer:80", "--prove").returncode == 0
+    lead = "is a published port of side, which shares the network of api; it leads to"
+    assert lead in lab.niso("net", "explain", CLIENT, f"{HOST}:{SHARED}").stdout
+    lab.niso("remove", "peer")
     rows = json.loads(lab.niso("net", "stats", "--json").stdout)
     assert {row["service"] for row in rows} == {"api", "side", "alone", "open", "talk"}
     lab.niso("activate", "api", "side", "alone", "open", "talk")
     assert lab.niso("net", "repair").stdout == "nothing to repair\n"
-
-
-def test_explain_and_ping_say_what_a_mode_means(lab: Lab) -> None:
-    lab.niso(
-        "activate",
-        api(lab),
-        side(lab),
-        alone(lab),
-        open_(lab),
-        idle(lab, "peer", network=on("backend")),
-    )
-    at, there = address(lab, "api"), address(lab, "peer")
-    assert f"side ({at})" in lab.niso("net", "ping", "side", "peer").stdout
-    assert f"peer ({there})" in lab.niso("net", "ping", "peer", "side").stdout
-    said = lab.niso("net", "explain", "peer", "side:90").stdout
-    assert (
-        "pass" in said and "side shares the network namespace, addresses and policy of api" in said
-    )
-    assert lab.niso("net", "explain", "side", "peer:80", "--prove").returncode == 0
-    assert "own address" in lab.niso("net", "explain", "side", "api:80").stdout
-    assert f"side ({at})" in lab.niso("net", "ping", "api", "side").stdout
-    said = lab.niso("net", "explain", CLIENT, f"{HOST}:{SHARED}").stdout
-    assert "is a published port of side, which shares the network of api; it leads to" in said
-    assert (
-        "is a published port of api; it leads to"
-        in lab.niso("net", "explain", CLIENT, f"{HOST}:{PORT}").stdout
-    )
-    for arguments in (["net", "ping", "peer", "open"], ["net", "explain", "open", "peer:80"]):
-        assert "open has mode host" in refused(
-            lab, *arguments, status=2 if "explain" in arguments else 1
-        )
-    for arguments in (["net", "ping", "alone", "peer"], ["net", "explain", "peer", "alone:80"]):
-        assert "alone has mode none" in refused(
-            lab, *arguments, status=2 if "explain" in arguments else 1
-        )
-    lab.niso("deactivate", "side")
-    assert "side is not active" in refused(lab, "net", "ping", "side", "peer")
