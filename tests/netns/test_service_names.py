@@ -36,45 +36,6 @@ def seen(lab: Lab, name: str) -> str:
     return "".join(services)
 
 
-def test_hosts_shows_each_active_service_of_a_shared_network_hostname_first_then_name_then_aliases(
-    lab: Lab,
-) -> None:
-    lab.niso(
-        "activate",
-        idle(lab, "api", network=on("backend", hostname="front", aliases=["web", "www"])),
-    )
-    lab.niso(
-        "activate",
-        idle(lab, "postgres", network=on("backend")),
-        idle(lab, "apart", network=on("frontend")),
-    )
-    api = "10.99.1.2  front.niso.local front api.niso.local api web.niso.local web www.niso.local www\n"
-    both = api + "10.99.1.3  postgres.niso.local postgres\n"
-    assert seen(lab, "api") == seen(lab, "postgres") == both
-    assert seen(lab, "apart") == "10.99.2.2  apart.niso.local apart\n"
-    lab.niso("deactivate", "api")
-    assert seen(lab, "postgres") == "10.99.1.3  postgres.niso.local postgres\n"
-    lab.niso("activate", "api")
-    assert seen(lab, "postgres") == both
-
-
-def test_service_on_two_networks_is_seen_by_its_address_on_the_readers_first_one(lab: Lab) -> None:
-    lab.niso(
-        "activate",
-        idle(lab, "a", network={"networks": ["one", "two"]}),
-        idle(lab, "b", network={"networks": ["two", "one"]}),
-        idle(lab, "c", network=on("two")),
-    )
-    one, two = "10.99.1.", "10.99.2."
-    on_two = f"{two}2  a.niso.local a\n{two}3  b.niso.local b\n{two}4  c.niso.local c\n"
-    assert seen(lab, "a") == (
-        f"{one}2  a.niso.local a\n{one}3  b.niso.local b\n"
-        f"{two}2  a.two.niso.local\n{two}3  b.two.niso.local\n{two}4  c.niso.local c\n"
-    )
-    assert seen(lab, "b") == f"{one}2  a.one.niso.local\n{one}3  b.one.niso.local\n{on_two}"
-    assert seen(lab, "c") == on_two
-
-
 def test_names_change_in_a_running_process_that_holds_nothing_open(lab: Lab) -> None:
     """The same process, started before the others are known, sees them come and go by glibc's look-up."""
     refuse_names(lab)
@@ -138,11 +99,6 @@ def test_no_service_can_write_what_another_reads(lab: Lab) -> None:
     done = lab.niso("exec", "root", "--", "sh", "-c", tries)
     assert done.stdout == "done\n" and done.stderr.count("\n") >= 9
     assert seen(lab, "other") == seen(lab, "root") == before
-
-
-def test_services_with_the_same_networks_share_one_file(lab: Lab) -> None:
-    lab.niso("activate", *(idle(lab, f"s{number}", network=on("backend")) for number in range(3)))
-    assert os.listdir(lab.path("/run/niso/hosts")) == ["backend"]
 
 
 def test_look_ups_of_glibc_and_busybox_work_forward_and_reverse(lab: Lab) -> None:
@@ -348,14 +304,6 @@ def test_loopback_resolver_without_known_upstreams_is_left_out_with_a_warning(la
     assert said.stderr.startswith("niso: warning: ") and "loopback" in said.stderr
     assert lab.niso("exec", "api", "--", "cat", "/etc/resolv.conf").stdout == "options edns0\n"
     assert lab.niso("exec", "api", "--", "getent", "hosts", "api").stdout.split()[0] == "10.99.0.2"
-
-
-def test_changed_alias_shows_in_running_services_without_a_restart(lab: Lab) -> None:
-    lab.niso("activate", idle(lab, "api", network={"aliases": ["old"]}), idle(lab, "peer"))
-    before = lab.niso("inspect", "api").stdout.split('"pid": ')[1].split(",")[0]
-    lab.niso("activate", idle(lab, "api", network={"aliases": ["new"]}))
-    assert "10.99.0.2  api.niso.local api new.niso.local new\n" in seen(lab, "peer")
-    assert lab.niso("inspect", "api").stdout.split('"pid": ')[1].split(",")[0] == before
 
 
 @pytest.mark.skipif(

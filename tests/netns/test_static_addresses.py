@@ -14,9 +14,7 @@ from services import (
     inside,
     on,
     package,
-    refused,
     send,
-    subnets,
 )
 
 
@@ -45,21 +43,6 @@ def test_service_on_two_networks_has_eth0_and_eth1_and_its_default_route_by_the_
 
 
 # --- static addresses -------------------------------------------------------------------------------------------------
-
-
-def test_static_address_makes_the_network_that_holds_it_and_is_given_to_nobody_else(
-    lab: Lab,
-) -> None:
-    lab.niso("activate", idle(lab, "api", network=on("backend", ip="10.60.7.3")))
-    assert subnets(lab)["backend"] == "10.60.7.0/24"
-    assert address(lab, "api") == "10.60.7.3"
-    lab.niso("deactivate", "api")
-    lab.niso(
-        "activate", idle(lab, "one", network=on("backend")), idle(lab, "two", network=on("backend"))
-    )
-    assert [address(lab, name) for name in ("one", "two")] == ["10.60.7.2", "10.60.7.4"]
-    said = refused(lab, "activate", idle(lab, "thief", network=on("backend", ip="10.60.7.3")))
-    assert "network.ip: 10.60.7.3 is leased to service 'api'" in said
 
 
 def test_changed_static_address_moves_the_service_and_its_name(lab: Lab) -> None:

@@ -302,6 +302,47 @@ def test_static_addresses_of_both_families(world: World) -> None:
     world.assert_whole()
 
 
+def test_static_address_makes_its_network_and_is_given_to_nobody_else(world: World) -> None:
+    world.activate(world.package("api", network=on("backend", ip="10.60.7.3")))
+    assert world.store.require_network("backend").subnets[0].cidr == "10.60.7.0/24"
+    deactivate(world.machine, ["api"])
+    world.activate(world.package("one", network=on("backend")))
+    world.activate(world.package("two", network=on("backend")))
+    assert [address(world, name) for name in ("one", "two")] == [{"10.60.7.2"}, {"10.60.7.4"}]
+    with refuses(Conflict, "10.60.7.3", "'api'", key="network.ip"):
+        world.activate(world.package("thief", network=on("backend", ip="10.60.7.3")))
+    world.activate(world.package("api", network=on("backend", ip="10.60.7.60")))
+    assert seen(world, "backend")["api"] == {"10.60.7.60"}
+    world.assert_whole()
+
+
+def test_hosts_file_has_each_active_service_hostname_first_then_name_then_aliases(
+    world: World,
+) -> None:
+    named = on("backend", hostname="front", aliases=["web", "www"])
+    world.activate(world.package("api", network=named))
+    for name, networks in (
+        ("db", ["backend"]),
+        ("apart", ["frontend"]),
+        ("both", ["frontend", "backend"]),
+    ):
+        world.activate(world.package(name, network=on(*networks)))
+    own = (
+        "10.99.1.2 front.niso.local front api.niso.local api web.niso.local web www.niso.local www"
+    )
+    assert set(world.kernel.hosts) == {"backend", "frontend", "frontend+backend"}
+    assert own in lines(world, "backend") and own in lines(world, "frontend+backend")
+    assert not any("api" in line for line in lines(world, "frontend"))
+    assert "10.99.1.4 both.backend.niso.local" in lines(world, "frontend+backend")
+    deactivate(world.machine, ["api"])
+    assert not any("api" in line for line in lines(world, "backend"))
+    before = world.pid("db")
+    world.activate(world.package("api", network=on("backend", aliases=["new"])))
+    assert "10.99.1.2 api.niso.local api new.niso.local new" in lines(world, "backend")
+    assert world.pid("db") == before
+    world.assert_whole()
+
+
 # --- policies ---------------------------------------------------------------------------------------------------------
 
 
