@@ -138,7 +138,7 @@ def test_dead_process_is_started_again_and_nothing_passes_in_between(world: Worl
         ping = ("ping", "-c2", "-i0.2", "-W1", DB)
         a.run(*ping, netns="niso-api", check=False)
         assert VXLAN_PORT not in ports(under)
-        without_rule(world.a, "wire_away", "unencrypted")
+        without_rule(world.a, "wire_sealed", "unencrypted")
         a.run(*ping, netns="niso-api", check=False)
         a.wait_for(lambda: VXLAN_PORT in ports(under), 5, "plain packets without the rule")
         a.run("sysctl", "-qw", f"net.ipv6.conf.{NW}.ignore_routes_with_linkdown=0")

@@ -69,7 +69,7 @@ LEAVES = "udp dport @wire jump wire_away"
 # The rule that clears niso's packet marks `CHECKED`, `TRACKED` and `RESOLVED` on packets that a VXLAN
 # device is to encapsulate. For a packet with a mark, the device looks up its route again
 # (ip_tunnel_dst_cache_usable, include/net/ip_tunnels.h).
-UNMARKED = 'oifname "nx-*" meta mark set meta mark & 0xb3ffffff'
+UNMARKED = f"meta oifgroup {TUNNEL_GROUP} meta mark set meta mark & 0xb3ffffff"
 
 CHAINS = "\n".join(
     (
@@ -89,8 +89,13 @@ CHAINS = "\n".join(
         "\t}",
         "",
         "\tchain wire_away {",
+        f"\t\tmeta iifgroup {TUNNEL_GROUP} goto wire_sealed",
         "\t\tiifname != @vxlans fib saddr type local counter drop"
         ' comment "not sent by a VXLAN device, but with the address of this host"',
+        "\t\tgoto wire_sealed",
+        "\t}",
+        "",
+        "\tchain wire_sealed {",
         f'\t\tmeta nfproto ipv6 udp dport @sealed oifname != "{TUNNEL}" fib saddr type local'
         ' counter drop comment "it would leave unencrypted"',
         "\t}",
@@ -670,6 +675,7 @@ table inet niso {{
 		type filter hook prerouting priority dstnat + 1; policy accept;
 		meta mark & {CHECKED} != 0 accept
 		meta iifgroup {BRIDGE_GROUP} iifname @internal meta mark set meta mark | {CHECKED} comment "the filter of its bridge stops what has no mark"
+		ct state untracked accept comment "of other hosts: no untracked packet from outside is for a subnet"
 		ip daddr @subnets4 meta mark set meta mark | {CHECKED} comment "for routing rules, where the kernel has no filters"
 		ip6 daddr @subnets6 meta mark set meta mark | {CHECKED}
 	}}
