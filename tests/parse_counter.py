@@ -1,14 +1,9 @@
-"""A niso command in this process, and after its output one line: which texts it parsed, as JSON [[parser, text, times], ...].
-
-Run as a program. Counted are the calls of the parsers of a manifest's texts, of TOML, and of the JSON of stored specs.
-"""
+"""Count the calls of the parsers of a manifest's texts, of TOML, and of the JSON of stored specs, by text."""
 
 from __future__ import annotations
 
 import collections
-import json
 import os
-import sys
 from types import FrameType
 
 PARSERS = {
@@ -44,15 +39,3 @@ def count(frame: FrameType, event: str, _: object) -> None:
 def is_spec(text: str) -> bool:
     """Whether this is JSON of a manifest or of a process, as the store or spec.json has it."""
     return '"working_dir"' in text and not text.startswith('{"ociVersion"')
-
-
-if __name__ == "__main__":
-    from niso.cli.main import run
-
-    sys.setprofile(count)
-    try:
-        status = run(sys.argv[1:])
-    finally:
-        sys.setprofile(None)
-    print(json.dumps([[*key, times] for key, times in counts.items()]))
-    sys.exit(status)

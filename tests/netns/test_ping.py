@@ -70,4 +70,4 @@ def test_no_answer_where_nothing_of_nisos_forbids_it(backend: Lab) -> None:
         str(backend.niso("net", "ping", "api", "db", "--json", check=False).stderr).count("\n") == 1
     )  # the error alone
     words = refused(backend, "net", "ping", "db", "api")
-    assert words == "niso: cannot send from 10.99.1.2 to 10.99.1.3: network is unreachable\n"
+    assert "niso: cannot send from 10.99.1.2 to 10.99.1.3: network is unreachable\n" in words

@@ -301,7 +301,7 @@ def test_loopback_resolver_is_replaced_by_its_upstreams(lab: Lab) -> None:
 def test_loopback_resolver_without_known_upstreams_is_left_out_with_a_warning(lab: Lab) -> None:
     set_resolver(lab, "nameserver 127.0.0.1\nnameserver ::1\noptions edns0\n")
     said = lab.niso("activate", idle(lab, "api"))
-    assert said.stderr.startswith("niso: warning: ") and "loopback" in said.stderr
+    assert "niso: warning: " in said.stderr and "loopback" in said.stderr
     assert lab.niso("exec", "api", "--", "cat", "/etc/resolv.conf").stdout == "options edns0\n"
     assert lab.niso("exec", "api", "--", "getent", "hosts", "api").stdout.split()[0] == "10.99.0.2"
 

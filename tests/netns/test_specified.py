@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-import pytest
 from conftest import Lab
 
 FRAGMENT = """\
@@ -35,7 +34,6 @@ allow = [
   "0.0.0.0/0:443",
 ]
 """
-MODES = ("bridge", "host", "none", "share")
 
 
 def service(
@@ -178,18 +176,3 @@ def test_the_fragments_of_manifests_do_what_the_page_says(lab: Lab) -> None:
     assert connects("frontend", "http://api/") and not connects("other", "http://api/")
     assert connects("api", "http://postgres.niso.local:5432/")
     assert not connects("api", "http://192.0.2.2:80/")
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_there_are_four_modes(lab: Lab, mode: str) -> None:
-    share = 'share = "base"\n' if mode == "share" else ""
-    if share:
-        lab.niso("activate", service(lab, "base"))
-    lab.niso("activate", service(lab, "one", f'[network]\nmode = "{mode}"\n{share}'))
-    links = {line["ifname"] for line in lab.ip_json("link")}
-    inside = set(
-        re.findall(
-            r"^\d+: ([\w-]+)", lab.niso("exec", "one", "--", "ip", "link").stdout, re.MULTILINE
-        )
-    )
-    assert inside == (links if mode == "host" else {"lo"} if mode == "none" else {"lo", "eth0"})

@@ -15,7 +15,6 @@ from machine import (
     DEAD,
     FAILED,
     RUNNING,
-    UNITS,
     Machine,
     enabled,
     is_followed,
@@ -23,7 +22,7 @@ from machine import (
     pids,
     row,
 )
-from services import answer, ask, echo, idle, on, package
+from services import answer, ask, echo, on, package
 
 pytestmark = needs_systemd
 
@@ -129,11 +128,7 @@ def test_stop_leaves_nothing_and_start_brings_all_back(lab, machine) -> None:
     machine.systemctl("restart", "niso-api")
     assert is_followed(machine)
     assert answer(lab, "192.0.2.1", 9000, "client") == "api 192.0.2.2"
-
-
-def test_deactivate_and_activate_by_hand_are_heard_of(lab, machine) -> None:
-    enabled(machine, echo(lab, "api", network=on("niso-default", ports=["8080:80"])))
-    machine.niso("port-forward", "api", "9000:80")
+    # by hand
     machine.niso("deactivate", "api")
     lab.wait_for(lambda: machine.state("api") == DEAD, 10, "the unit ends with the service")
     assert machine.show("api", "Result") == {"Result": "success"}
@@ -218,31 +213,22 @@ ExecStart=/usr/bin/env PATH={path} niso activate {folder}
 """
 
 
-@pytest.mark.parametrize("stays", ["no", "yes"])
-def test_service_outlives_the_unit_that_activated_it(lab, machine, stays: str) -> None:
+def test_service_outlives_the_unit_or_session_that_activated_it(lab, machine) -> None:
     folder = echo(lab, "api", network=on("niso-default", ports=["8080:80"]))
     text = ONESHOT.format(path=lab.environment["PATH"], folder=folder)
-    unit = machine.path("/etc/systemd/system/deploy.service")
-    unit.write_text(f"{text}RemainAfterExit={stays}\n")
-    machine.systemctl("daemon-reload")
-    machine.systemctl("start", "deploy", timeout=15)
-    before = row(machine)
-    machine.systemctl("stop", "deploy", timeout=15)
-    shown = machine.systemctl("show", "--property=Result", "--value", "deploy").stdout
-    assert shown == "success\n"
-    is_the_service(lab, machine, before)
-
-
-def test_service_outlives_the_session_that_activated_it(lab, machine) -> None:
-    folder = echo(lab, "api", network=on("niso-default", ports=["8080:80"]))
+    for stays in ("no", "yes"):
+        unit = machine.path("/etc/systemd/system/deploy.service")
+        unit.write_text(f"{text}RemainAfterExit={stays}\n")
+        machine.systemctl("daemon-reload")
+        machine.systemctl("start", "deploy", timeout=15)
+        before = row(machine)
+        machine.systemctl("stop", "deploy", timeout=15)
+        shown = machine.systemctl("show", "--property=Result", "--value", "deploy").stdout
+        assert shown == "success\n"
+        is_the_service(lab, machine, before)
     scope = ("systemd-run", "--scope", "--quiet", "--unit=session")
-    machine.run(
-        *scope,
-        "sh",
-        "-c",
-        f"niso activate {folder}; systemctl kill -s KILL session.scope",
-        check=False,
-    )
+    kill = f"niso activate {folder}; systemctl kill -s KILL session.scope"
+    machine.run(*scope, "sh", "-c", kill, check=False)
     is_the_service(lab, machine, row(machine))
 
 
@@ -306,25 +292,10 @@ def test_disable_takes_the_unit_away_and_leaves_the_service(lab, machine) -> Non
     assert "api not enabled" in machine.niso("disable", "api").stdout.replace(":", "")
     machine.niso("restart", "api")
     assert machine.show("api", "ActiveState") == {"ActiveState": "inactive"}
-
-
-def test_remove_takes_the_unit_away(lab, machine) -> None:
-    enabled(machine, idle(lab, "api"))
+    machine.niso("enable", "api")
     machine.niso("remove", "api")
     assert machine.run("find", "/etc/systemd/system", "-name", "niso-api*").stdout == ""
     lab.wait_for(lambda: machine.show("api", "ActiveState") == {"ActiveState": "inactive"}, 10)
-
-
-def test_a_unit_that_is_not_nisos_is_left_alone(lab, machine) -> None:
-    machine.niso("activate", idle(lab, "api"))
-    machine.path(f"/{UNITS}/niso-api.service").write_text("[Service]\nExecStart=/bin/true\n")
-    done = machine.niso("enable", "api", check=False)
-    assert done.returncode == 1 and "was not made for this state folder" in done.stderr
-    machine.niso("disable", "api")
-    machine.niso("remove", "api")
-    assert (
-        machine.path(f"/{UNITS}/niso-api.service").read_text() == "[Service]\nExecStart=/bin/true\n"
-    )
 
 
 def test_journal_has_what_the_service_says(lab, machine) -> None:
@@ -357,18 +328,19 @@ def test_a_failed_start_is_undone_and_failed(lab, machine) -> None:
     assert machine.state("api") == RUNNING
 
 
-@pytest.mark.parametrize("first", ["by hand", "by systemd"])
-def test_a_unit_whose_conmon_was_killed_can_be_started_again(lab, machine, first) -> None:
+def test_a_unit_whose_conmon_was_killed_can_be_started_again(lab, machine) -> None:
     enabled(machine, echo(lab, "api", network=on("niso-default", ports=["8080:80"])))
-    if first == "by systemd":
-        machine.systemctl("restart", "niso-api")
-    home = namespace(machine)
-    machine.run("kill", "-KILL", str(pids(machine)[0]))
-    lab.wait_for(lambda: machine.state("api") == FAILED, 10, "systemd sees that it has ended")
-    machine.systemctl("start", "niso-api")
-    assert machine.state("api") == RUNNING and is_followed(machine) and namespace(machine) == home
-    assert answer(lab, "192.0.2.1", 8080, "client") == "api 192.0.2.2"
-    assert_whole(machine)
+    for first in ("by hand", "by systemd"):
+        if first == "by systemd":
+            machine.systemctl("restart", "niso-api")
+        home = namespace(machine)
+        machine.run("kill", "-KILL", str(pids(machine)[0]))
+        lab.wait_for(lambda: machine.state("api") == FAILED, 10, "systemd sees that it has ended")
+        machine.systemctl("start", "niso-api")
+        assert machine.state("api") == RUNNING and is_followed(machine), first
+        assert namespace(machine) == home
+        assert answer(lab, "192.0.2.1", 8080, "client") == "api 192.0.2.2"
+        assert_whole(machine)
 
 
 def test_folders_with_odd_names(lab, machine) -> None:
@@ -409,11 +381,8 @@ def test_sharer_starts_after_and_stops_with_its_provider(lab, machine) -> None:
     machine.niso("restart", "api")
     assert is_followed(machine, "api") and is_followed(machine, "side")
     assert machine.show("side", "Result") == {"Result": "success"}
-
-
-def test_stop_of_a_provider_takes_sharers_along_that_are_not_enabled(lab, machine) -> None:
-    enabled(machine, echo(lab, "api", network=on("niso-default", ports=["8080:80"])))
-    machine.niso("activate", echo(lab, "side", 81, network={"mode": "share", "share": "api"}))
+    # those that are not enabled stop with it too
+    machine.niso("disable", "side")
     machine.systemctl("stop", "niso-api")
     assert machine.state("api") == DEAD
     assert [row(machine, name)["status"] for name in ("api", "side")] == ["inactive", "inactive"]

@@ -59,14 +59,6 @@ def test_volumes_are_of_one_service_and_name(lab: Lab) -> None:
     assert sh(lab, "two", "ls /data") == ""
 
 
-def test_volume_of_a_service_with_a_read_only_root_can_be_written_to_and_nothing_else(
-    lab: Lab,
-) -> None:
-    lab.niso("activate", with_volumes(lab, "api", data={"mount": "/srv/data"}))
-    assert ok(lab, "api", "echo x >/srv/data/file")
-    assert not ok(lab, "api", "echo x >/srv/file")
-
-
 @BOTH
 @pytest.mark.parametrize("read_only", [True, False])
 def test_rootfs_and_host_are_never_written_to(lab: Lab, rootfs: bool, read_only: bool) -> None:
