@@ -10,6 +10,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import types
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +39,9 @@ from niso.plan.subnets import NetworkRequest
 from niso.reconcile import change
 from niso.runtime.machine import Machine
 from niso.store.store import Store
+
+AS_ROOT = types.SimpleNamespace(**{**vars(os), "geteuid": lambda: 0})
+"""The module os, for a caller whose commands niso takes for those of root."""
 
 
 class Killed(BaseException):
@@ -159,7 +163,8 @@ class World:
             patch.setattr(services, "read", lambda name, **_: self.processes.status(name))
             for name in ("is_command", "command_line"):
                 patch.setattr(paths, name, getattr(paths, name))
-            patch.setattr(os, "geteuid", lambda: 0)
+            for module in (main, session):  # what was written belongs to the user of the tests
+                patch.setattr(module, "os", AS_ROOT)
             patch.setattr(conntrack, "opened", dict)
             patch.setenv("SUDO_UID", str(os.getuid()))
             patch.setenv("NISO_TRACEBACK", "1")  # an exception that is no Error fails the test
