@@ -1,4 +1,4 @@
-"""Test the loading of br_netfilter, its global sysctls, and the error if it is missing."""
+"""Test the loading of br_netfilter, its global sysctls, and errors that name missing modules."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_missing_module_is_loaded_and_other_bridges_keep_their_frames(
     make = f"/bin/mkdir -p {folder}\n" + "\n".join(f"echo 1 > {folder}/{name}" for name in NAMES)
     assert machine(tmp_path, monkeypatch, make) == folder
     proc_sys.load_bridge_netfilter()
-    assert (tmp_path / "called").read_text() == "br_netfilter\n"
+    assert (tmp_path / "called").read_text() == "-q br_netfilter\n"
     assert [(folder / name).read_text() for name in NAMES] == ["0"] * 3
 
 
@@ -61,6 +61,20 @@ def test_module_that_cannot_be_loaded_is_an_error_that_says_what_will_not_work(
     ):
         proc_sys.load_bridge_netfilter()
 
+
+def test_change_that_a_missing_module_prevents_names_the_module(tmp_path, monkeypatch) -> None:
+    machine(tmp_path, monkeypatch, '[ "$2" != nft_masq ]')
+    library = tmp_path / "modules"
+    monkeypatch.setattr(proc_sys, "_LIBRARY", str(library))
+    monkeypatch.setattr(proc_sys, "_ON_DEMAND", ("nft_no_such", "nft_masq"))
+    assert proc_sys.missing_modules() is None  # nothing on this machine is a module
+    library.mkdir()
+    assert "reboot" in str(proc_sys.missing_modules())  # the kernel's package was upgraded
+    (library / os.uname().release).mkdir()
+    assert "nft_masq:" in str(proc_sys.missing_modules())
+    assert (tmp_path / "called").read_text() == "-q nft_no_such\n-q nft_masq\n"
+    monkeypatch.setattr(proc_sys, "_ON_DEMAND", ("nft_no_such",))
+    assert proc_sys.missing_modules() is None
 
 def test_bridge_whose_module_was_removed_is_read_as_untracked(tmp_path, monkeypatch) -> None:
     """So `net check` reports it, and `net repair` loads the module: without it, policies are open."""

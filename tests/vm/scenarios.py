@@ -10,6 +10,7 @@ import os
 import random
 import re
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -361,10 +362,12 @@ def assert_after_boot(machine: Machine, change: str) -> None:
 
 
 def assert_once(machine: Machine) -> None:
-    """Check that each service of the shop has one process."""
+    """Check that each service of the shop has one process, besides its children for requests."""
     for name, port in PORT_OF.items():
-        count = machine.sh(f"pgrep -fc '^/usr/bin/busybox httpd -f -p {port} ' || true")
-        assert count.strip() == "1", f"{name} runs {count.strip()} times"
+        pids = machine.sh(f"pgrep -f '^/usr/bin/busybox httpd -f -p {port} ' || true").split()
+        parents = machine.sh(f"ps -o ppid= -p {','.join(pids) or 1} || true").split()
+        count = len(parents) - sum(parent in pids for parent in parents)
+        assert count == 1, f"{name} runs {count} times"
 
 
 def probe(machine: Machine, name: str, who: str, address: str, port: int) -> None:
@@ -391,6 +394,94 @@ def results(machine: Machine, name: str) -> str:
             runs.append([0, word])
         runs[-1][0] = int(str(runs[-1][0])) + 1
     return ", ".join(f"{count} {word}" for count, word in runs)
+
+
+# Programs that configure the machine's uplink: how the uplink is declared, and what an
+# administrator does then.
+ADDRESSES = "198.51.100.7/24", "198.51.100.1"
+MANAGERS = {
+    "NetworkManager": (
+        "cd /etc/NetworkManager/system-connections; umask 077; printf '%s\\n' '[connection]' id=uplink"
+        " type=ethernet interface-name={uplink} '[ipv4]' method=manual address1={address},{gateway}"
+        " > uplink.nmconnection",
+        "systemctl restart NetworkManager",
+        "nmcli networking off; sleep 1; nmcli networking on",
+        "nmcli connection down uplink; nmcli connection up uplink",
+        "nmcli general reload",
+    ),
+    "networking": (
+        "printf '%s\\n' 'auto lo {uplink}' 'iface lo inet loopback' 'iface {uplink} inet static'"
+        " ' address {address}' ' gateway {gateway}' > /etc/network/interfaces",
+        "systemctl restart networking",
+        "ifdown -a; ifup -a",
+        "ifdown {uplink}; ifup {uplink}",
+    ),
+    "systemd-networkd": (  # this matches niso's veth pairs, too
+        "printf '%s\\n' '[Match]' Type=ether Name='!other*' '[Network]' Address={address} Gateway={gateway}"
+        " LinkLocalAddressing=no > /etc/systemd/network/uplink.network",
+        "systemctl restart systemd-networkd",
+        "networkctl reload",
+        "networkctl reconfigure {uplink}",
+    ),
+}
+
+
+@pytest.mark.parametrize("manager", MANAGERS)
+def test_network_manager(machine: Machine, manager: str) -> None:
+    """A program that configures the uplink leaves niso's links alone, whoever starts first."""
+    machine.sh("systemctl disable systemd-networkd; sync", limit=30)
+    machine.shut_down()
+    if isinstance(machine, UserModeMachine):
+        machine.wire = connect(1)[0]
+    assert machine.boot().strip() == "running", machine.sh("systemctl --failed", check=False)
+    machine.sh(OTHER)
+    uplink = machine.sh("ls /sys/class/net | grep -E '^(vec|en|eth)'").strip()
+    words = {"uplink": uplink, "address": ADDRESSES[0], "gateway": ADDRESSES[1]}
+    declare, *actions = (text.format(**words) for text in MANAGERS[manager])
+    machine.sh(f"{declare}\nsystemctl enable {manager}; systemctl start {manager}", limit=60)
+    probe(machine, "published", "other", "192.0.2.1", 8080)
+    for action in ("true", *actions):
+        machine.sh(action, limit=60)
+        time.sleep(SLOW)
+        assert_managed(machine, manager, uplink)
+        seen = results(machine, "published")
+        say(f"{action}: published: {seen}")
+        if "closed" in seen:
+            say(
+                machine.sh(
+                    "grep -B1 -A1 closed /run/published.log; cut -d' ' -f1 /proc/uptime; journalctl -u NetworkManager -o short-monotonic | tail -20; dmesg | tail -5"
+                )
+            )
+    machine.sh("niso stack down /root/shop; niso stack up /root/shop", limit=60)
+    time.sleep(SLOW)
+    assert_managed(machine, manager, uplink)
+    machine.sh("sync")
+    machine.shut_down()
+    assert machine.boot().strip() == "running", machine.sh("systemctl --failed", check=False)
+    machine.sh(OTHER)
+    assert_managed(machine, manager, uplink)
+
+
+def assert_managed(machine: Machine, manager: str, uplink: str) -> None:
+    """Check that the uplink has its address, and that only niso has configured niso's links."""
+    assert machine.sh(f"systemctl is-active {manager}").strip() == "active"
+    machine.wait(f"ip addr show dev {uplink} | grep 'inet {ADDRESSES[0]} '")
+    assert_whole(machine)
+    links = machine.sh("ls /sys/class/net | grep -E '^ni'").split()
+    assert len(links) == 4, links
+    seen = machine.sh("ip -br addr show | grep ^ni")
+    assert ADDRESSES[0] not in seen
+    if manager == "NetworkManager":
+        states = dict(
+            line.split(":") for line in machine.sh("nmcli -t -f DEVICE,STATE device").splitlines()
+        )
+        assert {states[link] for link in links} == {"unmanaged"}, states
+    if manager == "systemd-networkd":
+        states = {
+            row["Name"]: row["AdministrativeState"]
+            for row in json.loads(machine.sh("networkctl --json=short"))["Interfaces"]
+        }
+        assert {states[link] for link in links} == {"unmanaged"}, states
 
 
 # D-Bus waits 25 s for an answer, which comes later from a slow machine.
@@ -577,6 +668,62 @@ def test_deploy(machine: Machine) -> None:
     assert "closed" not in seen
     assert "4.0.0" in machine.run("niso", "history", "api")
     assert machine.run("niso", "net", "check", limit=30).startswith("OK")
+
+
+# What ./dev demo needs of the clone.
+DEMO = "dev bin src pyproject.toml README.md LICENSE examples/shop"
+
+
+def test_demo(machine: Machine) -> None:
+    """PostgreSQL, Redis and the API of the demo run in a lab of root and of a user, and in the machine."""
+    clone = CACHE / "clone.tar.gz"
+    listed = subprocess.run(
+        ("git", "-C", ROOT, "ls-files", "-z", *DEMO.split()), stdout=-1, check=True
+    ).stdout
+    command = ("tar", "-C", ROOT, "--null", "-T", "-", "-czf", clone)
+    subprocess.run(command, input=listed, check=True)
+    machine.put(clone, "/root/clone.tar.gz")
+    machine.sh(
+        "niso remove api db guest; useradd --create-home --groups sudo user;"
+        "echo 'user ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/user;"
+        "mkdir -p /root/niso/.venv/bin /home/user/niso; ln -s /usr/bin/niso /root/niso/.venv/bin/;"
+        "for home in /root /home/user; do tar -C $home/niso -xzf /root/clone.tar.gz; done;"
+        "chown -R user: /home/user",
+        limit=60,
+    )
+    said = machine.sh("niso lab -- /root/niso/examples/shop/demo 2>&1", limit=120)
+    assert " 0 of " in f" {said}", said
+    # pip finds setuptools in Debian's wheels
+    demo = (
+        "runuser -u user -- env HOME=/home/user PIP_NO_INDEX=1 PIP_FIND_LINKS=/usr/share/python-wheels"
+        " /home/user/niso/dev demo 2>&1; test -s /home/user/niso/.cache/demo/shop.svg;"
+        "rm -r /home/user/niso/.cache/demo; find /home/user ! -user user | (! grep .)"
+    )
+    for namespaces in ("1", "0"):  # without namespaces of its own the demo runs by sudo
+        machine.sh(f"sysctl -w kernel.unprivileged_userns_clone={namespaces}")
+        said = machine.sh(demo, limit=240)
+        assert ("sudo .venv/bin/niso lab" in said) is (namespaces == "0"), said
+    machine.sh("niso stack up /root/niso/examples/shop", limit=120)
+    visits = [visit(machine)]
+    machine.sh("niso enable postgres redis api; sync", limit=40)
+    visits.append(visit(machine))
+    machine.shut_down()
+    machine.boot(limit=120)
+    machine.sh(OTHER)
+    visits.append(visit(machine))
+    machine.cut_power()
+    machine.boot(limit=120)
+    machine.sh(OTHER)
+    visits.append(visit(machine))
+    assert visits == [1, 2, 3, 4]
+    assert machine.run("niso", "net", "check", limit=30).startswith("OK")
+
+
+def visit(machine: Machine) -> int:
+    """Fetch the page of the demo from the other machine; return the number of its visits."""
+    fetch = "ip netns exec other curl -sf --max-time 60 http://192.0.2.1:8080/"
+    found: int = json.loads(machine.wait(fetch, limit=30))["visits"]
+    return found
 
 
 SCTP = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP)"

@@ -193,10 +193,7 @@ def load_bridge_netfilter() -> None:
     """
     if bridge_netfilter_acts():
         return
-    program = next((path for path in _MODPROBE if os.path.exists(path)), None)
-    if program is not None:
-        pid = os.posix_spawn(program, ["modprobe", "br_netfilter"], {})
-        os.waitpid(pid, 0)
+    _load("br_netfilter")
     if not os.path.isdir(f"{_SYS}/{BRIDGE_NETFILTER}"):
         raise KernelError(
             "cannot load the kernel module br_netfilter: services of one network would get no"
@@ -205,6 +202,43 @@ def load_bridge_netfilter() -> None:
         )
     for name in _GLOBAL:
         write(f"{BRIDGE_NETFILTER}/{name}", "0")
+
+
+# What niso's links and rules need. The kernel loads these modules on demand.
+_ON_DEMAND = (
+    *("bridge", "veth", "vxlan", "sch_tbf", "nf_tables", "nf_conntrack", "nf_conntrack_netlink"),
+    *("nft_chain_nat", "nft_ct", "nft_nat", "nft_masq", "nft_redir", "nft_limit", "nft_hash"),
+    *("nft_numgen", "nft_log", "nft_socket", "nft_reject", "nft_reject_inet", "nft_fib"),
+    *("nft_fib_inet", "nft_fib_ipv4", "nft_fib_ipv6"),
+)
+_LIBRARY = "/lib/modules"
+
+
+def missing_modules() -> str | None:
+    """Return a hint that names the modules which niso's links and rules need and which cannot be
+    loaded, or None if there are none, or if this machine has no modules. It is for the error of a
+    change that the kernel refused: this function tries to load each module.
+    """
+    release = os.uname().release
+    if paths.in_user_namespace() or not os.path.isdir(_LIBRARY):
+        return None
+    if not os.path.isdir(f"{_LIBRARY}/{release}"):
+        return f"{_LIBRARY}/{release} is missing; after an upgrade of the kernel, reboot"
+    names = [name for name in _ON_DEMAND if not os.path.isdir(f"/sys/module/{name}")]
+    names = [name for name in names if not _load(name)]
+    if not names:
+        return None
+    return f"modprobe cannot load {', '.join(names)}: install the full set of kernel modules"
+
+
+def _load(module: str) -> bool:
+    """Load a kernel module. Return whether it is loaded, or built into the kernel."""
+    program = next((path for path in _MODPROBE if os.path.exists(path)), None)
+    if program is None:
+        return False
+    quiet = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_WRONLY, 0) for fd in (1, 2)]
+    pid = os.posix_spawn(program, ["modprobe", "-q", module], {}, file_actions=quiet)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 # --- filters of bridges ---------------------------------------------------------------------------

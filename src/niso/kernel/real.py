@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from niso.kernel.netlink import Message
 
 
+# Errors of requests for which the kernel lacks a module. libnftables does not report the number.
+_LACKING = (0, errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT)
+
 # --- the host's kernel ----------------------------------------------------------------------------
 
 
@@ -433,6 +436,8 @@ class Writer:
                 for step in batch:  # to find the object, and accept an object that is equal
                     self._do([step])
                 return
+            if error.hint is None and error.errno in _LACKING:
+                error.hint = proc_sys.missing_modules()
             first = batch[0]
             if isinstance(first, Step):
                 error.space = first.kind.space(first.obj)
