@@ -24,6 +24,7 @@ SLOW = float(os.environ.get("NISO_SLOW", "1"))
 # What a name adds to its release: the kernel's command line.
 SUITES = {
     "uml": ("trixie", ""),  # see user_mode.py
+    "uml-forky": ("forky", ""),
     "trixie": ("trixie", ""),
     "trixie-no-ipv6": ("trixie", "ipv6.disable=1"),
     "forky": ("forky", ""),
