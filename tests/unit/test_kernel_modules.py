@@ -12,8 +12,9 @@ from refusals import refuses
 
 from niso.base import paths
 from niso.base.errors import KernelError
-from niso.kernel import link_records, proc_sys
+from niso.kernel import link_records, proc_sys, real
 from niso.kernel.kinds import kind, links
+from niso.kernel.netns import Sockets
 
 NAMES = ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables", "bridge-nf-call-arptables")
 
@@ -66,6 +67,7 @@ def test_change_that_a_missing_module_prevents_names_the_module(tmp_path, monkey
     machine(tmp_path, monkeypatch, '[ "$2" != nft_masq ]')
     library = tmp_path / "modules"
     monkeypatch.setattr(proc_sys, "_LIBRARY", str(library))
+    monkeypatch.setattr(proc_sys, "_MODULAR", str(tmp_path))
     monkeypatch.setattr(proc_sys, "_ON_DEMAND", ("nft_no_such", "nft_masq"))
     assert proc_sys.missing_modules() is None  # nothing on this machine is a module
     library.mkdir()
@@ -73,8 +75,18 @@ def test_change_that_a_missing_module_prevents_names_the_module(tmp_path, monkey
     (library / os.uname().release).mkdir()
     assert "nft_masq:" in str(proc_sys.missing_modules())
     assert (tmp_path / "called").read_text() == "-q nft_no_such\n-q nft_masq\n"
+
+    def refuse(*_: object) -> None:
+        raise KernelError("nft: could not process rule: no such file or directory")
+
+    step = SimpleNamespace(kind=SimpleNamespace(write=refuse), describe=lambda: "add rules")
+    writer = real.Writer([], Sockets())
+    with pytest.raises(KernelError) as error:
+        writer._do([step])  # type: ignore[list-item]
+    assert "nft_masq:" in str(error.value.hint)
     monkeypatch.setattr(proc_sys, "_ON_DEMAND", ("nft_no_such",))
     assert proc_sys.missing_modules() is None
+
 
 def test_bridge_whose_module_was_removed_is_read_as_untracked(tmp_path, monkeypatch) -> None:
     """So `net check` reports it, and `net repair` loads the module: without it, policies are open."""

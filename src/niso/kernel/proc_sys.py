@@ -211,7 +211,7 @@ _ON_DEMAND = (
     *("nft_numgen", "nft_log", "nft_socket", "nft_reject", "nft_reject_inet", "nft_fib"),
     *("nft_fib_inet", "nft_fib_ipv4", "nft_fib_ipv6"),
 )
-_LIBRARY = "/lib/modules"
+_LIBRARY, _MODULAR = "/lib/modules", "/proc/modules"
 
 
 def missing_modules() -> str | None:
@@ -220,7 +220,8 @@ def missing_modules() -> str | None:
     change that the kernel refused: this function tries to load each module.
     """
     release = os.uname().release
-    if paths.in_user_namespace() or not os.path.isdir(_LIBRARY):
+    modular = os.path.exists(_MODULAR) and os.path.isdir(_LIBRARY)
+    if paths.in_user_namespace() or not modular:
         return None
     if not os.path.isdir(f"{_LIBRARY}/{release}"):
         return f"{_LIBRARY}/{release} is missing; after an upgrade of the kernel, reboot"
