@@ -690,7 +690,7 @@ def test_demo(clone: Machine) -> None:
     assert "\n0 of " in said, said
     # pip finds setuptools in Debian's wheels
     demo = (
-        "runuser -u user -- env HOME=/home/user PIP_NO_INDEX=1 PIP_FIND_LINKS=/usr/share/python-wheels"
+        "cd /home/user; runuser -u user -- env HOME=/home/user PIP_NO_INDEX=1 PIP_FIND_LINKS=/usr/share/python-wheels"
         " /home/user/niso/dev demo 2>&1; test -s /home/user/niso/.cache/demo/shop.svg;"
         "rm -r /home/user/niso/.cache/demo; find /home/user ! -user user | (! grep .)"
     )
