@@ -31,7 +31,7 @@ from niso.change.activate import Outcome
 from niso.cli import main
 from niso.cluster import config
 from niso.kernel import conntrack
-from niso.kernel.kinds.kind import State, kind_of
+from niso.kernel.kinds.kind import State, diff, kind_of
 from niso.look import check, services, session, stack_members
 from niso.manifest import load
 from niso.plan.records import Entry, Policy
@@ -205,7 +205,8 @@ class World:
     def assert_whole(self) -> None:
         """The kernel has what the store says and nothing else, each process is as it should be, and nothing is half done."""
         assert self.store.intents() == []
-        steps, want, have, foreign = change.compare(self.kernel, self.store)
+        want, have, foreign = change.compare(self.kernel, self.store)
+        steps = diff(want, have)
         assert steps == [], [step.describe() for step in steps]
         assert foreign == {}
         assert State.of_kinds(lambda kind: want[kind.type]) == have

@@ -150,6 +150,32 @@ def test_rules_come_back_in_one_transaction_and_flows_get_their_nat(
     assert host.niso("net", "check").returncode == 0
 
 
+def test_many_elements_come_back_in_two_transactions_of_which_the_first_has_no_effect(
+    host: Lab,
+) -> None:
+    wide = on("backend", ports=["20000-20599:10000-10599/udp"])
+    host.niso("activate", idle(host, "wide", network=wide))
+    host.run("nft", "flush", "ruleset")
+    generations = Generations(host)
+    steps = {"NISO_FAILPOINT": "0", "NISO_FAILPOINT_LOG": "/tmp/steps"}
+    host.niso("net", "repair", env=steps)
+    touched = [lines for lines in generations.since() if any(" niso" in line for line in lines)]
+    assert len(touched) == 2, [lines[:4] for lines in touched]
+    assert host.niso("net", "check").returncode == 0
+    names = host.path("/tmp/steps").read_text()
+    (at,) = re.findall(r"(?m)^(\d+) add \d+ elements to the new nftables tables", names)
+    # killed between the two, the host is as without rules, and the next change completes them
+    host.run("nft", "flush", "ruleset")
+    host.niso("net", "repair", env={"NISO_FAILPOINT": f"{at}:kill"}, check=False)
+    assert host.run("nft", "list", "ruleset").stdout.count("flags dormant") == 2
+    assert Talker(host, "client", (HOST, 7000), 5001).ask("away") == "-"
+    assert Talker(host, None, ("10.99.1.2", 7000), 5002).ask("near").startswith("near ")
+    host.niso("activate", idle(host, "new", network=on("backend")))
+    assert "flags dormant" not in host.run("nft", "list", "ruleset").stdout
+    assert Talker(host, "client", (HOST, 7000), 5003).ask("now").startswith("now ")
+    assert host.niso("net", "check").returncode == 0
+
+
 def test_iptables_restore_leaves_nisos_rules_alone(host: Lab) -> None:
     generations = Generations(host)
     rules = "*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp --dport 1 -j REDIRECT\nCOMMIT\n*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n"

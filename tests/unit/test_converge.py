@@ -17,7 +17,7 @@ from niso.base.errors import Conflict, ErrorGroup, KernelError
 from niso.base.named_tuples import NamedTuple
 from niso.kernel import ruleset
 from niso.kernel.kinds import kind
-from niso.kernel.kinds.kind import Kind, State, Step
+from niso.kernel.kinds.kind import Kind, State, Step, diff
 from niso.kernel.kinds.links import Veth
 from niso.kernel.kinds.namespaces import Netns
 from niso.kernel.kinds.nft import NftTransaction, Ruleset
@@ -65,7 +65,8 @@ def deactivate(kernel: Fake, store: Store, service: str, detached: list[str] | N
 
 
 def is_as_wanted(kernel: Fake, store: Store) -> bool:
-    return reconcile_change.compare(kernel, store)[0] == [] and not unguarded(kernel)
+    want, have, _ = reconcile_change.compare(kernel, store)
+    return diff(want, have) == [] and not unguarded(kernel)
 
 
 def test_second_service_costs_its_own_steps_and_nothing_of_the_first(
@@ -298,7 +299,7 @@ def test_made_up_kind_is_planned_written_checked_and_repaired(
 
     kernel.others[Lamp][lamp.key()] = lamp._replace(colour="red")
     kernel.others[Lamp][space, "back"] = Lamp(space, "back")
-    _, want, have, _ = reconcile_change.compare(kernel, store)
+    want, have, _ = reconcile_change.compare(kernel, store)
     assert [finding.text for finding in findings(want, have)] == [
         f"different: lamp {space} front (colour is 'red', should be 'green')",
         f"foreign: lamp {space} back",
@@ -310,7 +311,7 @@ def test_made_up_kind_is_planned_written_checked_and_repaired(
     assert is_as_wanted(kernel, store)
 
     kernel.lose_netns(space)
-    _, want, have, _ = reconcile_change.compare(kernel, store)
+    want, have, _ = reconcile_change.compare(kernel, store)
     assert not any("lamp" in finding.text for finding in findings(want, have))
     reconcile_change.repair(kernel, store)
     assert is_as_wanted(kernel, store)

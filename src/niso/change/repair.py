@@ -21,7 +21,7 @@ from niso.base.report import Event, Report, silent
 from niso.change import attach, health_agent, journal, process_record
 from niso.change.targets import excluded
 from niso.kernel import ruleset
-from niso.kernel.kinds.kind import Finding, Step
+from niso.kernel.kinds.kind import Finding, Step, diff
 from niso.kernel.kinds.links import Veth
 from niso.kernel.kinds.namespaces import Netns, NetnsName
 from niso.kernel.kinds.nft import NftTransaction
@@ -75,9 +75,9 @@ def plan_repair(machine: Machine, report: Report, network_only: bool = False) ->
     for name, pid in homes:
         report(events.Command(f"ip netns attach {names.netns(name)} {pid}"))
     back = {names.netns(name) for name, _ in homes}
-    steps, want, _, _ = compare(kernel, store)
+    want, have, _ = compare(kernel, store)
     back |= {veth.name for veth in want[Veth] if veth.netns in back}
-    for step in steps:
+    for step in diff(want, have):
         touched = isinstance(step, Step) and {step.obj.key()[0], getattr(step.obj, "netns", "")}
         if not (touched and touched & back):
             report(step)

@@ -204,7 +204,9 @@ def _written(kind: int, atom: Any) -> str:
 # --- read and change elements ---------------------------------------------------------------------
 
 FAMILIES = {"inet": 1, "ip": 2, "netdev": 5, "bridge": 7, "ip6": 10}  # NFPROTO_*
-_GETSET, _GETSETELEM = 0x0A0A, 0x0A0D  # NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_*
+# NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_*
+_NEWTABLE, _GETTABLE, _GETSET, _GETSETELEM = 0x0A00, 0x0A01, 0x0A0A, 0x0A0D
+_TABLE_FLAGS = 2  # NFTA_TABLE_FLAGS
 _SET_FLAGS, _SET_KEY_LEN, _SET_DATA_TYPE, _SET_DATA_LEN = 3, 5, 6, 7
 _LIST_ELEMENTS, _LIST_ELEM = 3, 1
 _ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA, _ELEM_EXPR, _ELEM_KEY_END = 1, 2, 6, 7, 10
@@ -255,8 +257,9 @@ class Header(NamedTuple):
 class Nfnetlink(netlink.Netfilter):
     """A socket for nf_tables in the network namespace that opened it. Methods raise KernelError."""
 
-    def change(self, what: str, edits: Iterable[Edit]) -> None:
-        """Add and delete elements in one transaction. If one edit fails, none is applied.
+    def change(self, what: str, edits: Iterable[Edit], dormant: Iterable[str] = ()) -> None:
+        """Add and delete elements in one transaction. If one edit fails, none is applied. The
+        transaction also removes the flag ``dormant`` from the tables ``dormant``.
 
         The cost does not depend on the number of existing elements. libnftables would first list
         all sets, and all elements of sets with intervals. ``what`` describes the transaction in
@@ -269,6 +272,10 @@ class Nfnetlink(netlink.Netfilter):
             deletion = _DESTROYSETELEM if header.name in policy_rules.PLACES else _DELSETELEM
             kind, flags = (_NEWSETELEM, netlink.CREATE) if adds else (deletion, 0)
             messages.append(netlink.Message(what, kind, flags, body))
+        # last, because the kernel calls the chains of a table from its message on, not from the
+        # end of the transaction on
+        none = attribute(_TABLE_FLAGS, bytes(4))
+        messages += [netlink.Message(what, _NEWTABLE, 0, _table(one) + none) for one in dormant]
         self.transact_batch(what, _SUBSYSTEM, messages, _CLASHES)
 
     def counts(self, header: Header) -> list[tuple[Element, int, float | None]]:
@@ -302,6 +309,11 @@ class Nfnetlink(netlink.Netfilter):
             if parse_reply(what, partial(_has_types, header), answer)
             else []
         )
+
+    def has_table(self, table: str) -> bool:
+        """Return whether the kernel has a table, which another program may have created."""
+        answer = self.get_one(f"read table {table}", _GETTABLE, _table(table), (errno.ENOENT,))
+        return answer is not None
 
     def _listed[T](self, header: Header, parse: Callable[[bytes], list[T]]) -> list[T]:
         what, body = f"read {header.name}", about(*header[:2])
@@ -512,8 +524,12 @@ def about(table: str, name: str) -> bytes:
     ``name`` is the set or chain: its attribute has the same number in these three types of
     messages.
     """
+    return _table(table) + text(2, name)
+
+
+def _table(table: str) -> bytes:
     family, _, own = table.partition(" ")
-    return nfgenmsg(FAMILIES[family]) + text(1, own) + text(2, name)
+    return nfgenmsg(FAMILIES[family]) + text(1, own)
 
 
 def _chunks(edits: Iterable[Edit]) -> Iterator[tuple[bool, Header, list[bytes]]]:

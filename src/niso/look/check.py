@@ -50,7 +50,7 @@ from niso.store.attached_rows import (
     requested_settings,
 )
 from niso.store.policy_rows import bare_name, suggest
-from niso.store.service_rows import ServiceRow
+from niso.store.service_rows import ServiceRow, forget_manifests
 from niso.store.snapshots import Scope
 from niso.store.store import Store
 
@@ -286,13 +286,14 @@ def _own(machine: Machine, name: str | None, may_be_on: Container[str] | None) -
         # without these rows the wanted kernel state is unknown
         return [_finding(defect) for defect in defects]
     if name is None:
-        _, want, have, foreign = compare(kernel, store)
-        foreign_findings = [Finding("foreign", error.message) for error in foreign.values()]
+        want, have, foreign = compare(kernel, store)
+        differing = findings(want, have)
+        del want, have  # before the rows of all services are read
         return [
             *map(_finding, defects),
             *_interrupted(store),
-            *findings(want, have),
-            *foreign_findings,
+            *differing,
+            *(Finding("foreign", error.message) for error in foreign.values()),
             *(
                 Finding("different", "names of services in /etc/hosts", detail)
                 for detail in [
@@ -398,6 +399,7 @@ def _processes(machine: Machine, active: list[str]) -> list[Finding]:
         if store.intent(name) is None
     ]
     for name in active:
+        forget_manifests()
         if store.intent(name) is not None:  # a command is changing it
             continue
         row = store.service(name)

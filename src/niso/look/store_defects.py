@@ -47,6 +47,7 @@ def find_defects(kernel: Kernel, store: Store) -> list[Defect]:
         networks = {network.name: network for network in store.networks()}
         lacking = []
         for name, _, _ in store.service_names():
+            service_rows.forget_manifests()
             row = store.require_known(name)
             spec = row.service
             if spec is None or (row.has_process and row.process is None):

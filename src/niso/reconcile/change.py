@@ -554,13 +554,13 @@ def _outside(state: State, spaces: Container[object], but: type | None = None) -
 
 def compare(
     kernel: Kernel, store: Store, closed: Mapping[object, KernelError] | None = None
-) -> tuple[list[AnyStep], State, State, Foreign]:
+) -> tuple[State, State, Foreign]:
     """Compare all of niso's objects in the kernel with the rows of the store. Nothing is changed.
 
-    Returns (steps that a repair would execute, desired state, actual state, conflicts). A conflict
-    is an object of another program with a name that niso needs. Both states lack these objects, and
-    objects that depend on them. ``closed`` maps routes and namespaces to the KernelError of a
-    failed step: they count as conflicts, too.
+    Returns (desired state, actual state, conflicts). A conflict is an object of another program
+    with a name that niso needs. Both states lack these objects, and objects that depend on them.
+    ``closed`` maps routes and namespaces to the KernelError of a failed step: they count as
+    conflicts, too.
     """
     foreign: Foreign = {}
     every = desired_now(kernel, store, ALL)
@@ -580,7 +580,7 @@ def compare(
         foreign[f"{error.space} {error.message}"] = Conflict(message, hints[0])
     if left_out := {*occupied, *(closed or ())}:
         want, have = _outside(want, left_out), _outside(have, left_out, but=Veth)
-    return diff(want, have), want, have, foreign
+    return want, have, foreign
 
 
 def _read_again(
@@ -595,7 +595,7 @@ def _read_again(
     the steps changed only nftables rules and elements, only these are read again.
     """
     if not all(step.kind.is_transactional for step in steps):
-        return compare(kernel, store, closed)[2]
+        return compare(kernel, store, closed)[1]
     both = want | have
     rules = State.of_kinds(lambda kind: both[kind.type] if kind.is_transactional else ())
     now = kernel.read(rules, alias(store.state_id()))
@@ -614,7 +614,8 @@ def repair(kernel: Kernel, store: Store, report: Report = silent) -> list[AnySte
     """
     closed: dict[object, KernelError] = {}
     while True:
-        steps, want, have, foreign = compare(kernel, store, closed)
+        want, have, foreign = compare(kernel, store, closed)
+        steps = diff(want, have)
         for step in steps:
             report(step)
         try:

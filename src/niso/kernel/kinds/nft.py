@@ -161,9 +161,8 @@ class _Elements(Kind[Element], of=Element):
     ) -> frozenset[Element]:
         """Return the desired elements except those whose audit period has ended or ends soon."""
         now = time.time()
-        return frozenset(
-            e for e in want[Element] if not e.ends or policy_rules.is_wanted(e.value, now)
-        )
+        ended = {e for e in want[Element] if e.ends and not policy_rules.is_wanted(e.value, now)}
+        return want[Element] - ended if ended else want[Element]
 
     def in_scope(self, have: State, want: State, before: State) -> frozenset[Element]:
         """Return the existing elements that are desired now, or that were desired for the same
@@ -224,18 +223,64 @@ class _Elements(Kind[Element], of=Element):
     def write(self, writer: Writer, steps: Sequence[NftTransaction]) -> None:
         (step,) = steps
         edits = [edit for edit in step.edits if not isinstance(edit, str)]
-        headers = [HEADERS[element[:2]] for _, element in edits]
-        if len(edits) < len(step.edits) or any(header.is_plain_interval for header in headers):
+        by_text = [edit for edit in step.edits if isinstance(edit, str) or _needs_text(edit)]
+        if ruleset.TABLES in by_text and len(edits) > _MANY and not _tables():
+            _create(by_text, edits)
+            return
+        if by_text:
             with Nft() as kernel:
-                kernel.run_all(
-                    edit if isinstance(edit, str) else edit[1].statement(edit[0])
-                    for edit in step.edits
-                )
+                kernel.run_all(map(_text, step.edits))
             return
         verb, first = edits[0]
         what = f"apply nftables elements ({first.statement(verb)[:80]})"
         with Nfnetlink() as netlink:
             netlink.change(what, edits)
+
+
+_MANY = 500
+"""Missing tables with more elements are created in two transactions."""
+
+
+def _needs_text(edit: Edit) -> bool:
+    return HEADERS[edit[1][:2]].is_plain_interval
+
+
+def _text(edit: Edit | str) -> str:
+    return edit if isinstance(edit, str) else edit[1].statement(edit[0])
+
+
+def _tables() -> list[str]:
+    """Return niso's tables that exist in the kernel."""
+    with Nfnetlink() as netlink:
+        return [table for table in ruleset.CONTAINERS if netlink.has_table(table)]
+
+
+def _create(by_text: list[Edit | str], edits: list[Edit]) -> None:
+    """Create both tables, which must not exist, with many elements. libnftables needs 1.9 KiB of
+    memory for each element, and netlink 0.3 KiB.
+
+    libnftables executes the part ``by_text`` of the step, and creates the tables with the flag
+    ``dormant``, so they have no effect. Then netlink adds the other elements of ``edits`` and
+    removes the flag in one transaction. The element with the tables' version is among these. If
+    niso is killed before this transaction, the next change therefore recreates the tables.
+    """
+    tables = ruleset.TABLES
+    for table in ruleset.CONTAINERS:
+        tables = tables.replace(f"table {table} {{\n", f"table {table} {{\n\tflags dormant\n")
+    ids = [
+        edit for edit in edits if edit[1].container == "owner" and edit[1].fields[0][:3] == "id-"
+    ]
+    with Nft() as kernel:
+        kernel.run_all(
+            _text(edit) if edit != ruleset.TABLES else tables for edit in (*by_text, *ids)
+        )
+    early = {*ids}
+    with Nfnetlink() as netlink:
+        netlink.change(
+            f"add {len(edits)} elements to the new nftables tables",
+            [edit for edit in edits if not _needs_text(edit) and edit not in early],
+            tuple(ruleset.CONTAINERS),
+        )
 
 
 def _sources(elements: Iterable[Element]) -> set[str]:
