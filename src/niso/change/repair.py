@@ -182,13 +182,13 @@ def _recover(machine: Machine, report: Report, errors: list[Error]) -> int:
 def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int:
     """Repair the kernel, delete connections that rules deny, and return the number of repairs."""
     store, kernel, *_ = machine
-    done, steps = 0, []
+    done, steps = 0, 0
     with _collecting(errors):
         for name, pid in _nameless(machine):
             report(events.Command(f"ip netns attach {names.netns(name)} {pid}"))
             kernel.name_netns(names.netns(name), pid, alias(store.state_id()))
             done += 1
-        steps = repair(kernel, store, report)
+        steps = len(repair(kernel, store, report))  # the steps may contain all elements
         if store.writes_host_names():
             done += host_settings.update_host_names(kernel, store, report)
     if steps or errors:
@@ -200,7 +200,7 @@ def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int
     elif ended := live_world.ended(store):
         # flows that an audit let pass: when it ends, the kernel does not check open flows
         ended_flows.cut(kernel, store, ended)
-    return done + len(steps)
+    return done + steps
 
 
 def _repair_process(machine: Machine, name: str, report: Report, errors: list[Error]) -> int:
