@@ -9,7 +9,7 @@ from conftest import Lab
 from services import idle, refused
 
 DRIVER = str(pathlib.Path(__file__).with_name("argument_driver.py"))
-EXAMPLES = 3000 if os.environ.get("NISO_TEST_LONG") else 200
+EXAMPLES = 3000 if os.environ.get("NISO_TEST_LONG") else 100
 
 FOREIGN = 'table inet foreign { chain c { comment "theirs"; }; }'
 

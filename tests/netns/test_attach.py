@@ -237,38 +237,6 @@ def test_sweep_and_commands_from_inside(blue: Lab) -> None:
     assert blue.path("/run/netns/blue").exists()
 
 
-def test_repair_applies_the_policies_of_the_administrator(blue: Lab) -> None:
-    """Also by the former command, which names the present one."""
-    blue.niso("net", "attach", "box", "--netns", "/run/netns/blue", "--network", "backend")
-    box = "10.99.1.2"
-    blue.niso("activate", idle(blue, "api", network=on("backend")))
-    assert ask(blue, box, 80, "niso-api").startswith("box")
-    file = "/etc/niso/policies/a.toml"
-    text = '[[policy]]\\nname = "box"\\nallow_from = []\\n'
-    blue.run("sh", "-c", f"mkdir -p -m 755 /etc/niso/policies; printf '{text}' > {file}")
-    assert ask(blue, box, 80, "niso-api").startswith("box")  # not read yet
-    assert blue.niso("net", "repair").stdout.startswith("repaired: 1 step")
-    assert ask(blue, box, 80, "niso-api") == ""
-    blue.run("rm", file)
-    assert "is now 'niso net repair'" in blue.niso("net", "apply").stderr
-    assert ask(blue, box, 80, "niso-api").startswith("box")
-
-
-def test_container_that_renames_its_interface_keeps_no_policy(blue: Lab) -> None:
-    """With NET_ADMIN it can. A change that failed for that would be rolled back, at each try."""
-    where = ("--netns", "/run/netns/blue", "--network", "backend,interface=x")
-    attach = ("net", "attach", "box", *where)
-    blue.niso(*attach)
-    box = "10.99.1.2"
-    assert answer(blue, box, 80).startswith("box")
-    for line in ("set x down", "set x name y", "set y up"):
-        blue.run("ip", "-n", "blue", "link", *line.split())
-    blue.niso(*attach, "--egress-allow", "")
-    rules = blue.run("nft", "list", "set", "inet", "niso", "egress4").stdout
-    assert f'{box} comment "box"' in rules
-    blue.niso("net", "check")
-
-
 @pytest.mark.parametrize("first", ["link set x name y", "link delete x"])
 def test_link_in_the_place_of_an_attached_interface_stops_nothing(blue: Lab, first: str) -> None:
     """With NET_ADMIN a container can. Its policy is narrowed, it can be detached, others go on."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import Lab, assert_whole
 from samples import LONG
-from services import address, answer, ask, echo, idle, inspect, on, package, ps, refused
+from services import address, answer, ask, echo, idle, inspect, on, ps, refused
 from test_deploy import asked_page, kill_after_swap, serving, web
 
 STATE = "/var/lib/niso"
@@ -213,6 +213,12 @@ def test_service_that_was_active_and_is_not_enabled_is_inactive(boots) -> None:
     assert address(lab, "api") == was
     assert answer(lab, "192.0.2.1", 9000, "client") == "api 192.0.2.2"
     assert_whole(lab)
+    # a deactivation ends forwards that a reboot kept
+    lab = boots(lab)
+    assert inspect(lab, "api")["forwards"]
+    lab.niso("deactivate", "api")
+    lab.niso("activate", "api")
+    assert inspect(lab, "api")["forwards"] == []
 
 
 def test_forwarding_goes_back_to_what_this_boot_had(boots) -> None:
@@ -248,7 +254,7 @@ def test_restore_does_what_can_be_done_and_names_the_rest(boots) -> None:
     shutil.rmtree(lab.path(f"{STATE}/packages/web"))
     said = refused(lab, "restore")
     assert "db: " in said and "5432/tcp is used by" in said
-    assert "web: its package copy" in said and "api" not in said
+    assert "web: its package copy" in said and "niso: api" not in said
     assert statuses(lab) == {"api": "running", "db": "inactive", "web": "inactive"}
     assert answer(lab, "192.0.2.1", 8080, "client") == "api 192.0.2.2"
 
@@ -270,17 +276,6 @@ def test_forward_that_somebody_took_meanwhile_is_no_ones_secret(boots) -> None:
     assert answer(lab, "192.0.2.1", 9000, "client") == "web 192.0.2.2"
     assert answer(lab, "192.0.2.1", 9001, "client") == "api 192.0.2.2"
     assert_whole(lab)
-
-
-def test_deactivate_ends_forwards_that_a_reboot_kept(boots) -> None:
-    lab = boots()
-    lab.niso("activate", echo(lab, "api"))
-    lab.niso("port-forward", "api", "9000:80")
-    lab = boots(lab)
-    assert inspect(lab, "api")["forwards"]
-    lab.niso("deactivate", "api")
-    lab.niso("activate", "api")
-    assert inspect(lab, "api")["forwards"] == []
 
 
 @pytest.mark.parametrize("at", [4, 12, 20, 28, 36] if LONG else [4, 20, 36])
@@ -312,9 +307,9 @@ def test_activation_that_was_cut_off_is_undone_after_a_reboot(boots, at) -> None
 
 
 @pytest.mark.parametrize(
-    "command", [("deactivate", "api"), ("remove", "api"), ("port-forward", "api", "9000:80")]
+    ("command", "at"),
+    [(("deactivate", "api"), 2), (("remove", "api"), 3), (("port-forward", "api", "9000:80"), 2)],
 )
-@pytest.mark.parametrize("at", [2, 3])
 def test_other_commands_that_were_cut_off_are_finished_after_a_reboot(boots, command, at) -> None:
     lab = boots()
     lab.niso(
@@ -357,29 +352,3 @@ def test_store_of_an_older_niso_is_taken_as_it_is(boots) -> None:
     store(lab, "DELETE FROM meta WHERE key='world'")
     lab = boots(lab)
     assert ps(lab, "api")["status"] == "inactive"
-
-
-def test_disable_and_wrong_names(lab) -> None:
-    lab.niso(
-        "activate",
-        idle(lab, "api"),
-        package(
-            lab,
-            "side",
-            "/usr/bin/busybox",
-            "sleep",
-            "1000",
-            network={"mode": "share", "share": "api"},
-        ),
-    )
-    assert "hint: niso enable api side" in refused(lab, "enable", "side")
-    lab.niso("enable", "side", "api")
-    assert "hint: niso disable side api" in refused(lab, "disable", "api")
-    assert json.loads(lab.niso("disable", "api", "side", "--json").stdout) == [
-        {"service": "api", "changed": True, "unit": None},
-        {"service": "side", "changed": True, "unit": None},
-    ]
-    assert lab.niso("disable", "api").stdout == "api: not enabled, unchanged\n"
-    assert "no service 'ap'" in refused(lab, "enable", "ap")
-    refused(lab, "enable", status=2)
-    assert not lab.path("/run/systemd").exists()

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-import pytest
 import snapshots
-from conftest import UNPRIVILEGED, Lab
-from jsonschema import Draft202012Validator
+from conftest import Lab
 from services import (
     CLIENT,
     HOST,
@@ -19,79 +16,8 @@ from services import (
 )
 
 
-def test_help_version_schema_and_completion_need_no_root_and_all_else_says_so(lab: Lab) -> None:
-    script = (
-        "import subprocess, sys\n"
-        "for line in sys.stdin:\n    words = line.split()\n"
-        "    done = subprocess.run(['niso', *words], capture_output=True, text=True)\n"
-        "    print(repr((words, done.returncode, done.stdout, done.stderr)))\n"
-    )
-    free = [
-        [],
-        ["version"],
-        ["--version"],
-        ["schema"],
-        ["help", "activate"],
-        ["net"],
-        ["net", "create", "--help"],
-    ]
-    free += [["completion", "bash"]]
-    closed = [
-        ["ps"],
-        ["net", "list"],
-        ["activate", "x"],
-        ["deactivate", "--all"],
-        ["logs", "x"],
-        ["net", "rules"],
-    ]
-    lines = "\n".join(" ".join(words) for words in free + closed)
-    out = lab.run(*UNPRIVILEGED, "python", "-c", script, input=lines).stdout.splitlines()
-    assert len(out) == len(free + closed)
-    for line in out:
-        words, status, said, errors = eval(line)
-        if words in closed:
-            assert status == 1 and said == ""
-            assert errors == f"niso: needs root\n  hint: sudo niso {' '.join(words)}\n"
-        else:
-            assert status == 0 and errors == "" and said, line
-
-
-def test_wrong_use_is_status_2_and_changes_nothing(lab: Lab) -> None:
-    before = snapshots.take(lab)
-    for arguments in (
-        ["activat"],
-        ["net", "lst"],
-        ["activate", "--colour", "x"],
-        ["deactivate"],
-        ["net", "create", "x", "--mtu", "many"],
-    ):
-        refused(lab, *arguments, status=2)
-    assert snapshots.differences(before, snapshots.take(lab)) == []
-
-
-def test_errors_of_json_callers_are_json(lab: Lab) -> None:
-    for arguments, status in ((["ps", "--json", "--colour"], 2), (["inspect", "x", "--json"], 1)):
-        done = lab.niso(*arguments, check=False)
-        assert done.returncode == status and done.stdout == ""
-        error = json.loads(done.stderr)["error"]
-        assert set(error) == {"message", "hint", "key"} and error["message"]
-
-
-def test_names_that_nobody_has_are_status_1_and_change_nothing(lab: Lab) -> None:
-    lab.niso("activate", idle(lab, "api"))
-    before = snapshots.take(lab)
-    for command in ("deactivate", "remove", "restart", "inspect", "logs"):
-        assert "'appi'" in refused(lab, command, "appi")
-    refused(lab, "deactivate", "api", "appi")
-    refused(lab, "remove", "api", "appi")
-    assert snapshots.differences(before, snapshots.take(lab)) == []
-
-
-def test_timeout_must_be_a_duration(lab: Lab) -> None:
-    assert "--timeout" in refused(lab, "activate", "--timeout", "soon", idle(lab, "api"), status=2)
-
-
-def test_output_that_nobody_reads_is_no_traceback(lab: Lab) -> None:
+def test_output_that_nobody_reads_or_that_cannot_be_written(lab: Lab) -> None:
+    """To a pipe or a file Python writes at the end only, and an error may come before."""
     lab.niso("activate", idle(lab, "api"))
     done = lab.run("sh", "-c", "niso net rules | true; niso schema | head -c 1 >/dev/null")
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
@@ -99,12 +25,7 @@ def test_output_that_nobody_reads_is_no_traceback(lab: Lab) -> None:
     script = "timeout 20 niso logs api -f | true; echo ${PIPESTATUS[0]}"
     done = lab.run("bash", "-c", script)
     assert (done.stdout, done.stderr) == ("1\n", "")
-
-
-def test_output_that_is_buffered_comes_before_the_end(lab: Lab) -> None:
-    """To a pipe or a file Python writes at the end only, and an error may come before."""
     buffered = {"PYTHONUNBUFFERED": None}
-    lab.niso("activate", idle(lab, "api"))
     assert "api" in lab.run("sh", "-c", "niso ps | cat", env=buffered).stdout
     assert json.loads(lab.run("niso", "ps", "--json", env=buffered).stdout)[0]["service"] == "api"
     code = (
@@ -112,49 +33,30 @@ def test_output_that_is_buffered_comes_before_the_end(lab: Lab) -> None:
     )
     done = lab.run("python", "-c", code, env=buffered, check=False)
     assert (done.returncode, done.stdout) == (1, "said\n")
-
-
-def test_output_that_cannot_be_written_is_told(lab: Lab) -> None:
-    lab.niso("activate", idle(lab, "api"))
-    for command, status in (
-        ("ps", 1),
-        ("ps --json", 1),
-        ("net check", 2),
-        ("net check --json", 2),
-        ("schema", 1),
-    ):
-        done = lab.run(
-            "sh", "-c", f"niso {command} > /dev/full", check=False, env={"PYTHONUNBUFFERED": None}
-        )
+    for command, status in (("ps", 1), ("ps --json", 1), ("net check", 2), ("net check --json", 2)):
+        done = lab.run("sh", "-c", f"niso {command} > /dev/full", check=False, env=buffered)
         assert done.returncode == status, (command, done)
-        words = (
-            json.loads(done.stderr.splitlines()[-1])["error"]["message"]
-            if "--json" in command
-            else done.stderr
-        )
+        words = done.stderr
+        if "--json" in command:
+            words = json.loads(words.splitlines()[-1])["error"]["message"]
         assert "cannot write to stdout: No space left on device" in words, (command, done)
 
 
-@pytest.mark.parametrize("command", ["activate ./api", "stack up", "stack down"])
-def test_current_folder_that_is_gone_is_told(lab: Lab, command: str) -> None:
-    done = lab.run(
-        "sh", "-c", f"mkdir /tmp/gone; cd /tmp/gone; rmdir /tmp/gone; niso {command}", check=False
-    )
-    assert (done.returncode, done.stderr) == (
-        1,
-        "niso: the current directory no longer exists\n  hint: cd to an existing one and try again\n",
-    )
-
-
-def test_empty_words_are_refused_as_no_name_and_no_command(lab: Lab) -> None:
+def test_folder_that_is_gone_empty_words_and_a_wrong_time(lab: Lab) -> None:
+    for command in ("activate ./api", "stack up", "stack down"):
+        line = f"mkdir /tmp/gone; cd /tmp/gone; rmdir /tmp/gone; niso {command}"
+        done = lab.run("sh", "-c", line, check=False)
+        hint = "cd to an existing one and try again"
+        said = f"niso: the current directory no longer exists\n  hint: {hint}\n"
+        assert (done.returncode, done.stderr) == (1, said)
     lab.niso("activate", idle(lab, "api"))
-    for command in (["net", "drops", ""], ["logs", ""], ["net", "check", ""]):
-        assert refused(lab, *command, status=2 if command[1] == "check" else 1).startswith(
-            "niso: no service "
-        )
-    assert refused(lab, "lab", "--", "", status=125).startswith(
-        "niso: the command is empty\n  hint: "
-    )
+    for words in (["net", "drops", ""], ["logs", ""], ["net", "check", ""]):
+        said = refused(lab, *words, status=2 if words[1] == "check" else 1)
+        assert said.startswith("niso: no service ")
+    empty = refused(lab, "lab", "--", "", status=125)
+    assert empty.startswith("niso: the command is empty\n  hint: ")
+    wrong = refused(lab, "activate", "--timeout", "soon", idle(lab, "api"), status=2)
+    assert "--timeout" in wrong
 
 
 READ_AND_CHANGE = (
@@ -170,9 +72,8 @@ READ_AND_CHANGE = (
 def test_command_works_though_its_caller_has_closed_all_descriptors(lab: Lab) -> None:
     lab.niso("activate", idle(lab, "api"))
     for command in READ_AND_CHANGE:
-        assert lab.run("sh", "-c", f"niso {command} <&- >&- 2>&-", check=False).returncode == 0, (
-            command
-        )
+        done = lab.run("sh", "-c", f"niso {command} <&- >&- 2>&-", check=False)
+        assert done.returncode == 0, command
         lab.niso("net", "check")
 
 
@@ -192,34 +93,17 @@ for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
 """
 
 
-def test_caller_that_ignores_the_end_of_children_changes_nothing(lab: Lab) -> None:
+def test_caller_that_ignores_the_end_of_children_and_no_zombies(lab: Lab) -> None:
+    folder = idle(lab, "api")
     for command in (
-        ["activate", idle(lab, "api")],
-        ["activate", idle(lab, "api")],
+        ["activate", folder],
+        ["activate", folder],
         ["restart", "api"],
         ["remove", "api"],
     ):
         lab.run("python", "-c", IGNORES_CHILDREN, *command)
-
-
-def test_command_leaves_no_zombie_of_its_own(lab: Lab) -> None:
-    for command in (["activate", idle(lab, "api")], ["restart", "api"], ["deactivate", "api"]):
+    for command in (["activate", folder], ["restart", "api"], ["deactivate", "api"]):
         assert "left: niso" not in lab.run("python", "-c", ZOMBIES, *command).stdout
-
-
-def test_schema_accepts_the_examples_and_refuses_an_unknown_key(lab: Lab) -> None:
-    import tomllib
-
-    schema = json.loads(lab.niso("schema").stdout)
-    validator = Draft202012Validator(schema)
-    examples = Path(__file__).resolve().parents[2] / "examples"
-    manifests = [path for depth in ("*", "*/*") for path in examples.glob(f"{depth}/manifest.toml")]
-    assert len(manifests) > 8
-    for path in manifests:
-        manifest = tomllib.loads(path.read_text())
-        assert list(validator.iter_errors(manifest)) == []
-        manifest.setdefault("network", {})["colour"] = 1
-        assert list(validator.iter_errors(manifest))
 
 
 def test_reading_commands_change_nothing(lab: Lab) -> None:

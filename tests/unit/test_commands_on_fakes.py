@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_world import Steps, World
@@ -346,6 +347,113 @@ def test_plan_alone_changes_nothing(world: World) -> None:
     )
     assert any(words.startswith("ip netns add") for words in events)
     assert world.picture() == before
+
+
+def _occupied_bridge(world: World) -> dict[str, Any]:
+    world.kernel.foreign_links["niso-new"] = ""
+    return {"network": {"network": "new"}}
+
+
+def _occupied_namespace(world: World) -> dict[str, Any]:
+    world.kernel.foreign_spaces.add("niso-api")
+    return {}
+
+
+def _full_network(world: World) -> dict[str, Any]:
+    world.make("tiny", "10.50.0.0/30")
+    world.activate(world.package("full", network={"network": "tiny"}))
+    deactivate(world.machine, ["full"])
+    return {"network": {"networks": ["new", "tiny"]}}
+
+
+@pytest.mark.parametrize(
+    ("makes", "key", "fact"),
+    [
+        ({"binary": {"entrypoint": "bin/missing"}}, "binary.entrypoint", "bin/missing"),
+        ({"binary": {"entrypoint": "manifest.toml"}}, "binary.entrypoint", "manifest.toml"),
+        ({"service": {"user": "nobodyhere"}}, "service.user", "nobodyhere"),
+        (
+            {"binary": {"entrypoint": "run", "working_dir": "/nowhere"}},
+            "binary.working_dir",
+            "/nowhere",
+        ),
+        ({"network": {"ports": ["7000:80"], "network": "new"}}, "network.ports[0]", "'base'"),
+        ({"network": {"ip": "10.99.0.2"}}, "network.ip", "'base'"),
+        (
+            {"network": {"networks": ["new", "niso-default"], "aliases": ["www"]}},
+            "network.aliases",
+            "'www'",
+        ),
+        (_occupied_bridge, None, "'niso-new'"),
+        (_occupied_namespace, None, "'niso-api'"),
+        (_full_network, None, "'tiny'"),
+    ],
+)
+def test_activation_that_cannot_be_names_the_reason_and_leaves_nothing(
+    world: World, makes: Any, key: str | None, fact: str
+) -> None:
+    base = {"ports": ["7000:80"], "aliases": ["www"]}
+    world.activate(world.package("base", network=base))
+    manifest = world.package("api", **(makes(world) if callable(makes) else makes))
+    before = world.picture()
+    with refuses(Error, fact, key=key):
+        world.activate(manifest)
+    assert world.picture() == before
+    world.assert_whole()
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("other", [{}, {"aliases": ["cache"]}], ids=["moves", "swaps"])
+def test_name_moves_between_two_services_of_one_command_or_goes_back(
+    world: World, order: int, other: dict[str, Any]
+) -> None:
+    def having(name: str) -> str:
+        folder = names.hosts_folder(("niso-default",))
+        (found,) = (one.address for one in world.kernel.hosts[folder] if name in one.names.split())
+        return found
+
+    db = {"aliases": ["db"]}
+    first = world.package("a", network=db), world.package("b", network=other)
+    addresses = [outcome.address[0] for outcome in world.activate(*first)]
+    pids = world.pid("a"), world.pid("b")
+    assert having("db") == addresses[0]
+    world.activate(*(world.package("a", network=other), world.package("b", network=db))[::order])
+    assert having("db") == addresses[1] and (world.pid("a"), world.pid("b")) == pids
+    world.assert_whole()
+    # it stays where the command fails, and a command of one of them alone takes nothing
+    before = world.picture()
+    world.processes.dies["bad"] = 1
+    back = world.package("a", network=db), world.package("b"), world.package("bad")
+    with pytest.raises(ProcessError):
+        world.activate(*back[::order])
+    assert world.picture() == before
+    with refuses(Conflict, "'db'", "'b'", key="network.aliases"):
+        world.activate(world.package("a", network=db))
+    assert world.picture() == before
+    world.assert_whole()
+
+
+def test_of_several_services_only_the_changed_one_is_touched(world: World) -> None:
+    world.activate(world.package("one"), world.package("two"))
+    first = world.pid("one")
+    changed = world.package("two", environment={"A": "b"})
+    done = world.activate(world.package("one"), changed)
+    assert [outcome.changed for outcome in done] == [False, True]
+    assert world.pid("one") == first
+    world.assert_whole()
+
+
+def test_leases_are_kept_until_the_service_is_removed(world: World) -> None:
+    def addresses(*services: str) -> list[str]:
+        return [outcome.address[0] for outcome in world.activate(*services)]
+
+    first = addresses(world.package("a"), world.package("b"))
+    deactivate(world.machine, ["a", "b"])
+    assert addresses("b") == first[1:] and addresses(world.package("c"))[0] not in first
+    assert addresses("a") == first[:1]
+    remove(world.machine, ["a"])
+    assert addresses(world.package("d")) == first[:1]
+    world.assert_whole()
 
 
 # --- deactivate, remove, restart -------------------------------------------------------------------------------------

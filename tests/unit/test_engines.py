@@ -481,6 +481,59 @@ def test_options_of_no_meaning_are_refused(world: World, run: Run) -> None:
     assert policy is not None and policy.log
 
 
+def test_what_niso_would_not_do_is_refused_with_the_key(world: World, run: Run) -> None:
+    world.make("pods", "10.99.64.0/24")
+    plain = {"cniVersion": "1.1.0", "name": "pods", "type": "niso-cni"}
+    runtime = "runtimeConfig"
+    notes = {"io.kubernetes.cri.pod-annotations": {"niso.io/allow-form": "web"}}
+    differs: list[dict[str, Any]] = [
+        {"internal": True},
+        {"mtu": 1300},
+        {"subnets": ["10.99.65.0/24"]},
+        {"subnets": ["10.99.64.0/24", "fd00:64::/64"]},
+        {"ipv6": True},
+    ]
+    wrong: list[tuple[dict[str, Any], str, str]] = [
+        ({"ipam": {"type": "host-local"}}, "", "ipam"),
+        ({"vlan": 5}, "", "unknown key"),
+        ({"prevResult": {"ips": [1]}}, "", "prevResult"),
+        ({"names": "{name}-{namespace}"}, "", "{pod}"),
+        ({runtime: {"bandwidth": {"IngressRate": 1}}}, "", "bandwidth"),
+        ({"policy": {"allow": []}}, "", "policy"),
+        ({runtime: notes}, "", "allow-form"),
+        ({}, "NISO_ALLOW=web", "NISO_ALLOW"),
+        ({}, "NISO_ALLOW_FROM=we?b", ""),
+        ({runtime: {"portMappings": [{"hostPort": "x", "containerPort": 1}]}}, "", ""),
+        ({runtime: {"ips": ["10.1.1.1"]}}, "", ""),
+        ({runtime: {"dns": {"server": ["192.0.2.53"]}}}, "", "dns"),
+        *(
+            (given, "", f"{key}: network pods exists and differs")
+            for given in differs
+            for key in given
+        ),
+    ]
+    before = world.picture()
+    for given, arguments, words in wrong:
+        pod = POD | ({"ARGS": arguments} if arguments else {})
+        status, answer = run(cni.main, plain | given, COMMAND="ADD", **pod)
+        assert status == 1 and answer["code"] == 7 and words in answer["msg"], (given, answer)
+        assert world.picture() == before
+    asked = {"Servers": ["192.0.2.53"], "Searches": ["example.com"], "Options": []}
+    given = plain | {runtime: {"dns": asked}}
+    assert run(cni.main, given, COMMAND="ADD", **POD)[1]["dns"] == {
+        "nameservers": ["192.0.2.53"],
+        "search": ["example.com"],
+    }
+    # a network has each interface of a container, which has one on each network
+    for name in ("eth0", "eth1"):
+        status, answer = run(cni.main, plain, COMMAND="ADD", **POD | {"IFNAME": name})
+        assert status == 1 and "eth0" in answer["msg"]
+    for given in ({}, {"subnets": []}, {"internal": False, "mtu": 0, "ipv6": False}):
+        assert run(cni.main, plain, COMMAND="DEL", **POD) == (0, None)
+        assert run(cni.main, plain | given, COMMAND="ADD", **POD)[0] == 0
+    world.assert_whole()
+
+
 def test_multicast_is_an_option_of_podman_s_networks(world: World, run: Run) -> None:
     for value, passes in (("maybe", False), ("true", True)):
         options = {"multicast": value}

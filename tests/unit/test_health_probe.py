@@ -197,6 +197,16 @@ def test_silent_server_is_given_up_and_does_not_delay_the_others() -> None:
         assert probes[0].answer == "http://127.0.0.1:80/: answer of 127.0.0.1: no answer within 2s"
 
 
+def test_server_that_answers_byte_by_byte_is_given_up() -> None:
+    def trickle(connection: socket.socket) -> None:
+        for byte in b"HTTP/1.1 200 OK":
+            connection.sendall(bytes([byte]))
+            time.sleep(0.02)
+
+    with server(trickle) as port:
+        assert ask(port, timeout_s=0.1).endswith("answer of 127.0.0.1: no answer within 0.1s")
+
+
 def test_server_that_accepts_no_more_is_given_up() -> None:
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))

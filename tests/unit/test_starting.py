@@ -13,7 +13,7 @@ from refusals import refuses
 
 from niso.base import paths
 from niso.base.errors import Conflict, Error, ErrorGroup, ProcessError
-from niso.change import admit, start
+from niso.change import activate, admit, start, targets
 from niso.runtime import health
 from niso.store.service_rows import ServiceRow
 
@@ -81,6 +81,29 @@ def test_restarted_service_is_waited_for_until_it_has_been_healthy(world: World)
     record = health.read_record("api")
     assert record is not None and record.well_at
     world.activate(manifest)  # it has been healthy, and is left alone
+
+
+def test_new_health_check_restarts_nothing_and_is_waited_for(world: World) -> None:
+    world.activate(world.package("api", healthcheck=CHECK))
+    first = world.pid("api")
+    (outcome,) = world.activate(world.package("api", healthcheck=CHECK | {"tcp": 81}))
+    assert outcome.changed and world.pid("api") == first
+    before = world.picture()
+    world.processes.ill["api"] = "tcp 82: connection refused"
+    with refuses(ProcessError, hint="see [healthcheck] in its manifest"):
+        world.activate(world.package("api", healthcheck=CHECK | {"tcp": 82}))
+    assert world.picture() == before and world.pid("api") == first
+    with refuses(ProcessError, hint="see [healthcheck] in its manifest"):
+        activate.restart(world.machine, ["api"])
+
+
+def test_failures_in_the_start_period_do_not_count_until_the_timeout(world: World) -> None:
+    world.processes.ill["api"] = "tcp 80: connection refused"
+    manifest = world.package("api", healthcheck=CHECK | {"start_period": "1h"})
+    with pytest.raises(ProcessError, match=r"is not healthy after 0\.05s: tcp 80: connection"):
+        activate.activate(world.machine, targets.find_targets(world.store, [manifest]), 0.05)
+    assert world.store.services() == []
+    world.assert_whole()
 
 
 def test_failed_rollback_says_what_it_could_not_start(world: World) -> None:
