@@ -43,7 +43,7 @@ mount -o remount,ro,bind /
 mount -t tmpfs -o size=3g none /dev/shm
 ulimit -n "$(ulimit -H -n)" # hostfs has a descriptor open for each file
 shift
-exec nice -n 5 env -i TMPDIR=/dev/shm HOME=/dev/shm PATH=/usr/bin:/bin "$@"
+exec env -i TMPDIR=/dev/shm HOME=/dev/shm PATH=/usr/bin:/bin "$@"
 """
 
 
