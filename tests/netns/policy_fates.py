@@ -11,7 +11,6 @@ import contextlib
 import errno
 import fcntl
 import itertools
-import resource
 import selectors
 import socket
 import struct
@@ -92,8 +91,6 @@ class Fates:
     def __init__(
         self, wire: Wire, places: dict[Place, list[tuple[str, str, int]]], ports: Sequence[int]
     ) -> None:
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536) if hard > 0 else 65536, hard))
         self._wire = wire
         self._selector = selectors.EpollSelector()
         self._others = [OTHER - number_of(place) for place in places]

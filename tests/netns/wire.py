@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import resource
 import socket
 import struct
 import time
@@ -54,6 +55,9 @@ class Wire:
     """``with Wire(lab) as wire``: gives sockets of the lab's namespaces, and closes all of them at its end."""
 
     def __init__(self, lab: Lab) -> None:
+        # a shell's own limit, often 1,024, is too low for some tests
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536) if hard > 0 else 65536, hard))
         self.lab = lab
         self._sockets: list[socket.socket] = []
 
