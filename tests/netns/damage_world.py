@@ -168,8 +168,10 @@ class World:
 
     def leave_cgroup(self) -> None:
         """Move api out of its cgroups, which go then."""
-        moved = 'for pid in $(cat "$each"/cgroup.procs); do echo "$pid" > "$top"/cgroup.procs; done'
+        # with cgroup v2, the lab's top cgroup has controllers and therefore no processes
+        moved = 'for pid in $(cat "$each"/cgroup.procs); do echo "$pid" > "$to"/cgroup.procs; done'
         self.sh(
             'for each in /sys/fs/cgroup/niso-*/api /sys/fs/cgroup/*/niso-*/api; do test -d "$each" || continue; '
-            f'top=${{each%/niso-*}}; {moved}; rmdir "$each"; done'
+            'to=${each%/niso-*}; test ! -d "$to"/init || to=$to/init; '
+            f'{moved}; rmdir "$each"; done'
         )

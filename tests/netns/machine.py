@@ -64,6 +64,15 @@ MASKED = (
     "sys-fs-fuse-connections.mount",
 )
 
+OWN_CGROUP = """\
+if test "$(stat -f -c %T /sys/fs/cgroup)" = cgroup2fs; then
+    own=$(mktemp -d /sys/fs/cgroup/machine.XXXXXX)
+    echo $$ > $own/cgroup.procs
+fi
+exec "$@"
+"""
+"""With cgroup v2, systemd needs a cgroup with no other process in it."""
+
 BOOT = f"""\
 set -e
 root=$1; shift
@@ -77,7 +86,7 @@ for each in etc var/lib/niso; do mount --bind $layers/upper/$each $root/$each; d
 mount -t proc proc $root/proc
 mount -t sysfs sysfs $root/sys
 if test "$(stat -f -c %T /sys/fs/cgroup)" = cgroup2fs; then
-    mount --bind /sys/fs/cgroup $root/sys/fs/cgroup
+    mount -t cgroup2 none $root/sys/fs/cgroup
 else
     mount -t tmpfs -o mode=755 tmpfs $root/sys/fs/cgroup
     for each in /sys/fs/cgroup/*; do
@@ -124,6 +133,7 @@ class Machine:
         lab.path("/tmp/packages").mkdir(exist_ok=True)
         reachable = [path for path in dict.fromkeys(kept) if path not in ("/usr", "/")]
         self._process = lab.popen(
+            *("sh", "-c", OWN_CGROUP, "own"),
             *("unshare", "--pid", "--mount", "--uts", "--ipc", "--cgroup", "--fork"),
             *("env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "container=x"),
             *("sh", "-c", BOOT, "boot", folder, *reachable),

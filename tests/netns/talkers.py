@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 from conftest import Lab, Process
+from samples import SLOW
 from services import answer, on, package, send
 from wire import Wire
 
@@ -255,11 +256,13 @@ print(json.dumps(done))
 
 
 class Load:
-    """New TCP connections from a namespace, so many a second, each of which waits for a speaker's first word."""
+    """New TCP connections from a namespace, so many a second, each of which waits for a speaker's first word.
+
+    A slow machine gets fewer (`SLOW`)."""
 
     def __init__(self, lab: Lab, netns: str, address: str, port: int, rate: int) -> None:
         self._process: Process = lab.popen(
-            "python3", "-ISc", LOAD, address, str(port), str(rate), netns=netns, stdin=-1
+            "python3", "-ISc", LOAD, address, str(port), str(rate / SLOW), netns=netns, stdin=-1
         )
         assert self._process.stdout and self._process.stdout.readline() == b"ready\n"
 

@@ -26,7 +26,7 @@ def test_machine_is_as_before_after_a_lab_that_changed_everything(machine: Lab) 
     assert sleepers(machine) == ""
 
 
-@pytest.mark.parametrize("victims", ["caller", "supervisor", "caller supervisor"])
+@pytest.mark.parametrize("victims", ["caller", "supervisor", "supervisor caller"])
 def test_machine_is_as_before_after_a_lab_that_was_killed(machine: Lab, victims: str) -> None:
     before = snapshot(machine)
     process, supervisor = start_changed_lab(machine)
@@ -37,8 +37,8 @@ def test_machine_is_as_before_after_a_lab_that_was_killed(machine: Lab, victims:
     pids = [
         str({"caller": process.pid, "supervisor": supervisor}[victim]) for victim in victims.split()
     ]
-    # Stopped first, so that neither can clean up after the other. (The kernel continues a stopped process whose group
-    # loses its last parent, so the second may get as far as a few folders before its own end.)
+    # Stopped first, so that neither can clean up after the other. The supervisor is killed first: the kernel continues
+    # a stopped process whose group loses its last parent.
     machine.run("kill", "-STOP", *pids)
     machine.run("kill", "-KILL", *pids)
     machine.wait_for(lambda: sleepers(machine) == "", what="all of the lab's processes are gone")

@@ -150,6 +150,7 @@ def test_a_service_that_was_asked_to_end_is_not_restarting(lab: Lab) -> None:
     bundle, pid = "/run/niso/services/api/run-0", str(pid_of(lab, "api"))
     conmon = lab.path(f"{bundle}/conmon.pid").read_text()
     lab.run("kill", "-STOP", conmon)  # it does not take in what comes now
+    lab.wait_for(lambda: "(stopped)" in lab.run("cat", f"/proc/{conmon}/status").stdout)
     lab.run("kill", "-KILL", pid)
     lab.path(f"{bundle}/exits/niso-service-api").write_text("143")
     lab.wait_for(lambda: ps(lab, "api")["status"] == "restarting", what="its policy would act")

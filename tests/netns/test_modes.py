@@ -100,8 +100,12 @@ def test_host_mode_is_the_hosts_network_and_nothing_else_of_the_host(lab: Lab) -
 
 def test_host_mode_below_1024_needs_the_capability(lab: Lab) -> None:
     done = lab.niso("activate", open_(lab, 700), check=False)
-    # the last lines of its log have the traceback of the service
-    assert done.returncode == 1 and "Permission denied" in done.stderr
+    # On a slow machine, the service ends after the activation. An error has the end of the log.
+    refused = "Permission denied"
+    if done.returncode == 0:
+        lab.wait_for(lambda: refused in lab.niso("logs", "open").stdout)
+    else:
+        assert done.returncode == 1 and refused in done.stderr
     lab.niso("activate", open_(lab, 700, isolation={"capabilities": ["NET_BIND_SERVICE"]}))
     assert answer(lab, HOST, 700, "client") == f"open {CLIENT}"
 
