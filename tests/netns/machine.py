@@ -12,6 +12,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -63,15 +64,6 @@ MASKED = (
     "sys-kernel-config.mount",
     "sys-fs-fuse-connections.mount",
 )
-
-OWN_CGROUP = """\
-if test "$(stat -f -c %T /sys/fs/cgroup)" = cgroup2fs; then
-    own=$(mktemp -d /sys/fs/cgroup/machine.XXXXXX)
-    echo $$ > $own/cgroup.procs
-fi
-exec "$@"
-"""
-"""With cgroup v2, systemd needs a cgroup with no other process in it."""
 
 BOOT = f"""\
 set -e
@@ -133,7 +125,7 @@ class Machine:
         lab.path("/tmp/packages").mkdir(exist_ok=True)
         reachable = [path for path in dict.fromkeys(kept) if path not in ("/usr", "/")]
         self._process = lab.popen(
-            *("sh", "-c", OWN_CGROUP, "own"),
+            *self._in_own_cgroup(),
             *("unshare", "--pid", "--mount", "--uts", "--ipc", "--cgroup", "--fork"),
             *("env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "container=x"),
             *("sh", "-c", BOOT, "boot", folder, *reachable),
@@ -144,6 +136,14 @@ class Machine:
         lab.wait_for(
             lambda: self.systemctl("is-active", TARGET, check=False).returncode == 0, 30, "boot"
         )
+
+    def _in_own_cgroup(self) -> tuple[str, ...]:
+        """Return the command that runs another in a new cgroup. With v2, systemd must be alone in one."""
+        if not self.lab.path("/sys/fs/cgroup/cgroup.controllers").exists():
+            return ()
+        cgroup = f"/sys/fs/cgroup/machine-{time.monotonic_ns()}"
+        self.lab.path(cgroup).mkdir()
+        return ("sh", "-c", 'echo $$ > "$0"/cgroup.procs && exec "$@"', cgroup)
 
     def _child(self) -> str:
         path = self.lab.path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
