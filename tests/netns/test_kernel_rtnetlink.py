@@ -141,8 +141,8 @@ def test_only_a_bridge_that_calls_shows_its_frames_to_the_forward_hook(
         rtnl.set_calls("niso-b", call_iptables=family == "ipv4", call_ip6tables=family == "ipv6")
         sh(ping)
         assert seen() >= 2  # echo and reply; of IPv6 also neighbour discovery
-        before = seen()
         rtnl.set_calls("niso-b", call_iptables=family != "ipv4", call_ip6tables=family != "ipv6")
+        before = seen()
         sh(ping)
         assert seen() == before
 

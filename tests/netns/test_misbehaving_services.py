@@ -7,6 +7,7 @@ import time
 
 import pytest
 from conftest import Lab
+from samples import SLOW
 from services import idle, inspect, package, pid_of, ps, refused
 
 PYTHON = "/usr/bin/python3"
@@ -83,9 +84,8 @@ def test_fork_bomb_is_bounded_by_its_limit_and_ends_at_once(lab: Lab) -> None:
         and not lab.path("/sys/fs/cgroup/cgroup.controllers").exists()
     ):
         pytest.skip("this machine has no pids controller")
-    script = (
-        "while True:\n    try:\n        os.fork()\n    except OSError:\n        time.sleep(0.01)"
-    )
+    wait = f"time.sleep({0.02 * SLOW})"  # a slow machine would do nothing else
+    script = f"while True:\n    try:\n        os.fork()\n    except OSError:\n        {wait}"
     lab.niso(
         "activate",
         evil(lab, "evil", script, **{"isolation.resources": {"pids_limit": 100, "cpu_max": "50%"}}),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from conftest import Lab
+from samples import SLOW
 from services import (
     BRIDGE_CALLS,
     CLIENT,
@@ -253,7 +254,7 @@ def test_service_with_raw_sockets_sends_nothing_but_its_own(
     shop: Lab, kind: str, passes: bool
 ) -> None:
     """Watched on the bridge, where the host receives what the port has let through."""
-    watch = shop.popen("python3", "-ISc", WATCH, "niso-backend", "1", b"spam".hex())
+    watch = shop.popen("python3", "-ISc", WATCH, "niso-backend", str(SLOW), b"spam".hex())
     assert watch.stdout and watch.stdout.readline() == b"ready\n"
     inner = shop.ip_json("link", "show", "eth0", netns="niso-db")[0]["address"]
     gateway = shop.ip_json("link", "show", "niso-backend")[0]["address"]
