@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -256,13 +257,19 @@ def test_check_and_ps_say_that_no_process_watches_and_repair_starts_it(front: La
     front.wait_for(lambda: agents(front), 10)
     time.sleep(5)  # a command that has just started the agent is not accused
     assert "niso health" not in front.niso("net", "check").stderr
-    front.run("kill", "-9", *agents(front))
+
+    def without_agent(*words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command. A `ps` before it has started the agent if a result was old."""
+        front.run("kill", "-9", *agents(front), check=False)
+        front.wait_for(lambda: not agents(front), 10)
+        return front.niso(*words)
+
     for words in (("ps",), ("net", "check"), ("net", "check", "web")):
-        told = front.niso(*words)
+        told = without_agent(*words)
         assert "no process watches web (niso health)" in told.stderr, words
         assert "niso net repair" in told.stderr
     assert "health" not in front.niso("net", "check", "cli").stderr
-    assert "start niso health" in front.niso("net", "repair", "--dry-run").stdout
+    assert "start niso health" in without_agent("net", "repair", "--dry-run").stdout
     front.niso("net", "repair")
     front.wait_for(lambda: agents(front), 10)
     front.wait_for(lambda: "health" not in front.niso("ps").stderr, 10)
