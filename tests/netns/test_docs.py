@@ -14,8 +14,14 @@ import pytest
 from conftest import Lab
 from etcd_world import provide
 from many_hosts import underlay
+from samples import SLOW
 
 ROOT = pages.ROOT
+RETRY = """\
+curl() { command curl --retry 5 --retry-delay 1 --retry-connrefused "$@"; }
+export -f curl
+"""
+"""On a slow machine, a service listens some seconds after its activation."""
 
 
 @pytest.mark.first
@@ -38,7 +44,7 @@ def prepare(lab: Lab) -> None:
 
 def run(lab: Lab, wanted: list[pages.Command]) -> str:
     prepare(lab)
-    lab.write("/tmp/page.sh", pages.script(wanted))
+    lab.write("/tmp/page.sh", (RETRY if SLOW != 1 else "") + pages.script(wanted))
     process = lab.popen("bash", "/tmp/page.sh", cwd="/tmp/clone")
     printed, _ = process.communicate(timeout=290)
     return str(printed)
