@@ -146,6 +146,8 @@ def test_limits_of_the_callers_shell_are_not_the_services(lab: Lab) -> None:
 
 
 def test_a_service_that_was_asked_to_end_is_not_restarting(lab: Lab) -> None:
+    if lab.path("/sys/fs/cgroup/cgroup.controllers").exists():
+        pytest.skip("with cgroup v2, a process that conmon has not reaped is still in its cgroup")
     lab.niso("activate", idle(lab, "api"))
     bundle, pid = "/run/niso/services/api/run-0", str(pid_of(lab, "api"))
     conmon = lab.path(f"{bundle}/conmon.pid").read_text()

@@ -185,9 +185,9 @@ def test_a_crash_loop_obeys_niso_alone(lab, machine) -> None:
     )
     assert machine.state("api") == RUNNING
     assert machine.show("api", "NRestarts") == {"NRestarts": "0"}
-    stamps = [float(line.split()[0]) for line in _stamps(machine)][
-        -3:
-    ]  # on a busy machine it fails before it is enabled, too
+    lab.wait_for(lambda: len(_stamps(machine)) >= 3, what="the second restart has said it")
+    # on a busy machine it fails before it is enabled, too
+    stamps = [float(line.split()[0]) for line in _stamps(machine)][-3:]
     gaps = [later - sooner for sooner, later in itertools.pairwise(stamps)]
     assert gaps[0] >= 0.7 and gaps[1] >= 1.1, gaps
     machine.systemctl("stop", "niso-api")
