@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from conftest import Lab, Process
+from samples import SLOW
 
 HOST, CLIENT, NEIGHBOUR = "192.0.2.1", "192.0.2.2", "192.0.2.3"
 BUSYBOX = "/usr/bin/busybox"
@@ -145,11 +146,12 @@ def answer(lab: Lab, address: str, port: int, netns: str | None = None) -> str:
 
 
 def fetch(run: Run, address: str, *inside: str) -> str:
-    """Return the page at ``address`` (``HOST[:PORT]``); empty if nobody serves one within a second.
+    """Return the page at ``address`` (``HOST[:PORT]``); empty if none comes within a second (times `SLOW`).
 
     ``run`` is `Lab.client` or alike. ``inside`` are words before the command, as ``exec NAME`` of an engine.
     """
-    words = ("/bin/busybox", "wget", "-q", "-T", "1", "-O", "-", f"http://{address}/index.html")
+    wait = str(max(1, int(SLOW)))
+    words = ("/bin/busybox", "wget", "-q", "-T", wait, "-O", "-", f"http://{address}/index.html")
     return str(run(*inside, *words, check=False).stdout).strip()
 
 
