@@ -30,9 +30,8 @@ from niso.change import stacks, targets
 from niso.change.activate import Outcome
 from niso.cli import main
 from niso.cluster import config
-from niso.kernel import conntrack
 from niso.kernel.kinds.kind import State, diff, kind_of
-from niso.look import check, services, session, stack_members
+from niso.look import check, flows, services, session, stack_members
 from niso.manifest import load
 from niso.plan.records import Entry, Policy
 from niso.plan.subnets import NetworkRequest
@@ -165,7 +164,8 @@ class World:
                 patch.setattr(paths, name, getattr(paths, name))
             for module in (main, session):  # what was written belongs to the user of the tests
                 patch.setattr(module, "os", AS_ROOT)
-            patch.setattr(conntrack, "opened", dict)
+            # flows of the machine, which another change may affect
+            patch.setattr(flows, "remembered", lambda *_: flows.Memory((), (), {}))
             patch.setenv("SUDO_UID", str(os.getuid()))
             patch.setenv("NISO_TRACEBACK", "1")  # an exception that is no Error fails the test
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
