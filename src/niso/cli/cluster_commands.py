@@ -207,7 +207,7 @@ def _print_status(seen: niso.ClusterStatus) -> None:
             f"  hint: services of {', '.join(gone)} keep their names and addresses; "
             f"niso activate NAME --from-lost-host moves one here"
         )
-    late = [row.name for row in seen.hosts if row.behind_s and row.state != "gone"]
+    late = [row.name for row in seen.hosts if (row.behind_s or 0) >= 1 and row.state != "gone"]
     if late and seen.answers:
         print(f"  hint: the agent of {', '.join(late)} is behind: journalctl -u niso-agent there")
 
