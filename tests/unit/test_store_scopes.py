@@ -157,6 +157,12 @@ def test_snapshot_of_one_service_costs_a_step_along_an_index_for_each_other_and_
             put(store, f"other{number}", NAMES[:1])
     assert (one_service() - few) / 200 < 15
     assert instructions(lambda: store.snapshot(ALL)) / 200 > 75, "the count counts nothing"
+    store.set_inactive("api")
+    with store.transaction():
+        for number in range(200):
+            store.set_inactive(f"other{number}")
+    # no service of the network is active: all of its conditions are evaluated
+    assert instructions(lambda: store.network(NAMES[0])) < 400
 
 
 def test_full_network_names_no_more_than_five_holders() -> None:

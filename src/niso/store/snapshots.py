@@ -190,8 +190,10 @@ class SnapshotRows(PortRows, PolicyRows):
         rows = self._run(
             "SELECT n.name, n.bridge, n.mtu, family, cidr, gateway, internal, observe,"
             f" EXISTS({_PUBLISHED}) OR EXISTS({_PUBLISHED_BESIDE} AND e.position>0)"
-            f" OR EXISTS({_PUBLISHED_BESIDE_BY_SHARER} AND e.position>0) OR n.internal"
-            f" AND (EXISTS({_PUBLISHED_BESIDE}) OR EXISTS({_PUBLISHED_BESIDE_BY_SHARER}))"
+            f" OR EXISTS({_PUBLISHED_BESIDE_BY_SHARER} AND e.position>0)"
+            # CASE, because SQLite evaluates both sides of AND: this one reads all endpoints
+            f" OR CASE WHEN n.internal THEN EXISTS({_PUBLISHED_BESIDE})"
+            f" OR EXISTS({_PUBLISHED_BESIDE_BY_SHARER}) ELSE 0 END"
             f" OR p.vni IS NOT NULL AND EXISTS({_INSTANCES_ELSEWHERE}),"
             f" EXISTS({_PUBLISHED} AND by_loopback),"
             " EXISTS(SELECT 1 FROM policed p JOIN service v ON v.name=p.service AND v.active=1"
