@@ -12,7 +12,8 @@ from refusals import refuses
 
 from niso.base import paths
 from niso.base.errors import KernelError
-from niso.kernel import link_records, proc_sys, real
+from niso.kernel import link_records, netlink, proc_sys, real
+from niso.kernel.foreign_chains import ForeignChains
 from niso.kernel.kinds import kind, links
 from niso.kernel.netns import Sockets
 
@@ -130,3 +131,13 @@ def test_kernel_without_the_queue_for_bandwidth_says_so() -> None:
     ) as error:
         link_records.set_rate(Refusing(), 7, 8000)  # type: ignore[arg-type]
     assert "sch_tbf" in str(error.value.hint)
+
+
+def test_kernel_without_nf_tables_is_named(monkeypatch) -> None:
+    def refuse(self: object, what: str, *_: object) -> None:
+        raise netlink.refused(what, errno.EINVAL)
+
+    monkeypatch.setattr(ForeignChains, "dump", refuse)
+    with pytest.raises(KernelError) as error:
+        ForeignChains.base_chains(ForeignChains.__new__(ForeignChains))
+    assert "modprobe nf_tables" in str(error.value.hint)

@@ -13,6 +13,7 @@ import struct
 import sys
 from collections.abc import Callable, Iterator
 
+from niso.base.errors import KernelError
 from niso.base.named_tuples import NamedTuple
 from niso.kernel import netlink, nft_elements
 from niso.kernel.netlink import attribute, attributes, nested, parse_reply, string, text
@@ -141,12 +142,21 @@ class ForeignChains(Nfnetlink):
         self._key_lengths: dict[tuple[int, str, str], int] = {}
         self._elements: dict[tuple[int, str, str, bytes], tuple[bool, ChainVerdict | None]] = {}
 
+    def _list_chains[T](self, parse: Callable[[bytes], T | None]) -> list[T]:
+        """Return all chains. Raises KernelError, with a hint if the kernel has no nf_tables."""
+        try:
+            return self.dump("list chains", _GETCHAIN, nfgenmsg(0), parse)
+        except KernelError as error:
+            if error.errno == errno.EINVAL:  # from nfnetlink_rcv_msg, net/netfilter/nfnetlink.c
+                error.hint = "load the kernel module nf_tables: modprobe nf_tables"
+            raise
+
     def base_chains(self, everywhere: bool = False) -> list[Chain]:
         """Return the base chains of other programs at the hook ``forward``. With ``everywhere``,
         return the chains at all hooks, except chains that only translate addresses. Chains of
         dormant tables are left out.
         """
-        found = self.dump("list chains", _GETCHAIN, nfgenmsg(0), _base_chain)
+        found = self._list_chains(_base_chain)
         chains = [chain for chain in found if everywhere or chain.hook == _FORWARD]
         asleep = {table for table in {chain[:2] for chain in chains} if self._dormant(*table)}
         return [chain for chain in chains if chain[:2] not in asleep]
@@ -156,7 +166,7 @@ class ForeignChains(Nfnetlink):
         These are NAT chains at the hook postrouting. A chain is left out if neither its rules nor
         the chains to which they jump can translate an address.
         """
-        found = self.dump("list chains", _GETCHAIN, nfgenmsg(0), _nat_chain)
+        found = self._list_chains(_nat_chain)
         return {
             f"{FAMILIES[family]} {table} {name}": uses
             for hook, family, table, name, uses in found
@@ -179,7 +189,7 @@ class ForeignChains(Nfnetlink):
 
     def redirects(self) -> bool:
         """Return whether rules of other programs may translate destinations of IPv4 packets."""
-        found = self.dump("list chains", _GETCHAIN, nfgenmsg(0), _nat_chain)
+        found = self._list_chains(_nat_chain)
         return any(uses for hook, *_, uses in found if hook != _POSTROUTING)
 
     def rules(self, family: int, table: str, chain: str) -> list[Rule]:

@@ -209,7 +209,7 @@ _ON_DEMAND = (
     *("bridge", "veth", "vxlan", "sch_tbf", "nf_tables", "nf_conntrack", "nf_conntrack_netlink"),
     *("nft_chain_nat", "nft_ct", "nft_nat", "nft_masq", "nft_redir", "nft_limit", "nft_hash"),
     *("nft_numgen", "nft_log", "nft_socket", "nft_reject", "nft_reject_inet", "nft_fib"),
-    *("nft_fib_inet", "nft_fib_ipv4", "nft_fib_ipv6"),
+    *("nft_fib_inet", "nft_fib_ipv4", "nft_fib_ipv6", "nfnetlink_log"),
 )
 _LIBRARY, _MODULAR = "/lib/modules", "/proc/modules"
 
