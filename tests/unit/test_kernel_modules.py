@@ -141,3 +141,4 @@ def test_kernel_without_nf_tables_is_named(monkeypatch) -> None:
     with pytest.raises(KernelError) as error:
         ForeignChains.base_chains(ForeignChains.__new__(ForeignChains))
     assert "modprobe nf_tables" in str(error.value.hint)
+    assert "tcp_diag" in str(netlink.refused("list tcp sockets", errno.ENOENT).hint)

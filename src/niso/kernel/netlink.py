@@ -84,6 +84,8 @@ def refused(what: str, number: int, message: str = "") -> KernelError:
     elif number == errno.EMSGSIZE:  # SO_SNDBUFFORCE needs the machine's root
         hint = "in a user namespace, a change has at most 2 net.core.wmem_max bytes"
         hint += ": as the machine's root, sysctl net.core.wmem_max=16777216"
+    elif number == errno.ENOENT and what.endswith(" sockets"):  # "list tcp sockets"
+        hint = f"load the kernel module {what.split()[1]}_diag"
     return KernelError(f"cannot {what}: {reason}", hint, number)
 
 
