@@ -20,6 +20,8 @@ import pytest
 from qemu import CACHE, ROOT, SLOW, SUITES, Machine, accelerator, make_image, overlay
 from user_mode import UserModeMachine, connect, make_disk
 
+from niso.kernel import proc_sys
+
 NAMES = os.environ.get("NISO_VM", "trixie").split()
 USER_MODE = ("uml", "uml-forky")  # machines with the user-mode kernel
 CUTS = int(os.environ.get("NISO_VM_CUTS", "4"))  # power failures of each kind of command
@@ -558,29 +560,55 @@ def test_late_modules(machine: Machine) -> None:
     assert_traffic(machine)
 
 
-# Kernel modules that niso needs, with a command that fails without the module.
-MISSING = {"br_netfilter": "niso net repair", "sch_tbf": "niso activate /root/limited"}
+# Kernel modules that niso's links and rules need, besides those that proc_sys.py lists.
+NEEDED = {"br_netfilter", "nfnetlink_log", "tcp_diag", *proc_sys._ON_DEMAND} - {"vxlan"}
+LIMITED = """
+[network]
+ports = ["8081:80"]
+policy.allow_from = ["192.0.2.0/24:80/tcp"]
+bandwidth.out = "1M"
+"""
+# Afterwards no module of NEEDED is loaded.
+UNLOAD = """
+niso remove $(niso ps | awk 'NR > 1 {print $1}') > /dev/null 2>&1 || true
+niso net remove backend > /dev/null 2>&1 || true
+niso reset --yes > /dev/null 2>&1 || niso reset --yes
+for round in 1 2 3 4 5 6; do
+  for module in $(lsmod | awk '$3 == 0 && /^(nf|br|veth|vxlan|sch_tbf|stp|llc|udp_|ip6_udp|tcp_diag|inet_diag)/ {print $1}')
+  do rmmod $module 2> /dev/null || true; done
+done
+lsmod
+"""
 
 
 def test_missing_modules(machine: Machine) -> None:
     """A command that needs a missing kernel module names the module, and changes nothing."""
     if not machine.sh("ls -d /lib/modules/$(uname -r)", check=False).startswith("/lib"):
         pytest.skip("this kernel has no modules")
-    text = MANIFEST.format(name="limited", port=80) + '[network.bandwidth]\nout = "1M"\n'
+    text = MANIFEST.format(name="limited", port=80) + LIMITED
     machine.sh("mkdir /root/limited")
     machine.run("sh", "-c", "cat > /root/limited/manifest.toml", text=text)
-    for module, command in MISSING.items():
-        path = machine.sh(f"modinfo -n {module}").strip()
-        machine.sh(
-            f"mv {path} /root/module; depmod -a; modprobe -r {module} || rmmod {module} || true"
+    wrong = []
+    for module in sorted(NEEDED):
+        loaded = machine.sh(UNLOAD, limit=60)
+        if re.search(rf"^{module} ", loaded, re.MULTILINE):
+            say(f"{module} cannot be unloaded")
+            continue
+        machine.sh(f"echo 'install {module} /bin/false' > /etc/modprobe.d/missing.conf")
+        command = "niso activate /root/limited"
+        said = machine.run("sh", "-c", f"{command} 2>&1; echo status $?", limit=40, check=False)
+        say(f"without {module}: {said.strip()}")
+        left = machine.sh(
+            "set +e; nft list tables | grep niso; ip -br link | grep '^ni'; ls /run/netns | grep niso; true"
         )
-        said = machine.run("sh", "-c", f"{command}; echo status $?", limit=40, check=False)
-        say(f"without {module}: {command}: {said}")
-        assert "status 1" in said
-        assert re.search(rf"niso: .*\n?.*\b{module}\b", said)
-        machine.sh(f"mv /root/module {path}; depmod -a")
-        machine.run("niso", "net", "repair", limit=30)
-        assert_whole(machine)
+        if "status 0" not in said and (left or not re.search(rf"\b{module}\b", said)):
+            wrong.append((module, said, left))
+            say(f"wrong: {wrong[-1]}")
+        machine.sh("rm /etc/modprobe.d/missing.conf")
+    machine.sh(UNLOAD, limit=60)
+    machine.run("niso", "activate", "/root/limited", limit=40)
+    assert machine.run("niso", "net", "check", limit=30).startswith("OK")
+    assert wrong == []
 
 
 TIMED = f"""
