@@ -90,6 +90,7 @@ def test_older_stores_are_upgraded(version: int) -> None:
     store.close()
     store = Store.open()
     assert store.state_id() == state_id and store.instances.all() == []
+    assert store.acted_on_services() == store.checked_services() == [] and not store.scheduled()
     assert store._db.execute("PRAGMA user_version").fetchone() == (VERSION,)
 
 
