@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import cached_property
 from typing import Any
 
 import snapshots
 from conftest import TESTS, Lab, Process
-from services import CLIENT, HOST, ask, echo, inspect, on
+from services import CLIENT, HOST, ask, echo, inspect, on, unfilter
 
 SUBNETS = {"backend": ("10.99.1.0/24", "fd00:1::/64"), "extra": ("10.99.2.0/24", "fd00:2::/64")}
-INSIDE = ("ip", "-n", "niso-api")
+METHODS = ("kill_conmon", "leave_cgroup", "offload", "sql", "stop_conmon", "unfilter")
+"""Methods of World that damages.txt calls."""
+ASKED = {
+    "mac": "$(ip -n niso-api -br link show eth0 | awk '{print $3}')",
+    "bridge_mac": "$(cat /sys/class/net/niso-backend/address)",
+    "peer_port": "$(ip -o link | grep -o 'nipeer-[0-9a-f]*' | head -n 1)",
+    "handle": "$(nft -a list chain inet niso forward | sed -n 's/.*# handle //p' | tail -n 1)",
+}
+"""Variables of commands in damages.txt that the shell evaluates."""
+
+FORWARDING6 = "net/ipv6/conf/uplink0/force_forwarding"
+"""The sysctl by which uplink0 forwards IPv6."""
+if not os.path.exists("/proc/sys/net/ipv6/conf/default/force_forwarding"):  # before Linux 6.17
+    FORWARDING6 = "net/ipv6/conf/all/forwarding"
 
 
 class World:
@@ -114,13 +128,19 @@ class World:
     def run(self, *argv: str, **options: Any) -> str:
         return str(self.lab.run(*argv, **options).stdout)
 
-    def ip(self, *words: str) -> None:
-        """``ip`` with the words of each string, one command after another."""
-        for word in words:
-            self.run("ip", *word.split())
+    def harm(self, commands: tuple[str, ...]) -> None:
+        """Carry out commands of damages.txt."""
+        for text in commands:
+            name, _, rest = text.partition(" ")
+            if name in METHODS:
+                getattr(self, name)(*([rest] if name == "sql" else rest.split()))
+                continue
+            script = text.replace("$port", self.port).replace("$id", self.id)
+            setup = [f"{key}={value}; " for key, value in ASKED.items() if f"${key}" in text]
+            self.run("sh", "-ec", "".join(setup) + script)
 
-    def sysctl(self, setting: str, netns: str | None = None) -> None:
-        self.run("sysctl", "-qw", setting, netns=netns)
+    def unfilter(self, bridge: str, place: str) -> None:
+        unfilter(self.lab, bridge, int(place))
 
     def offload(self, netns: str, link: str) -> None:
         """Let a link leave checksums to others, as ``ethtool -K LINK tx on``."""
@@ -131,29 +151,12 @@ class World:
         )
         self.run("python3", "-ISc", code, link, netns=netns)
 
-    def nft(self, text: str) -> None:
-        self.run("nft", "-f", "-", input=text)
-
-    def sh(self, text: str, *arguments: str) -> str:
-        return self.run("sh", "-c", text, "sh", *arguments)
-
     def sql(self, *statements: str) -> None:
         """Change the store as nobody should: without its foreign keys."""
         code = "import sqlite3, sys; d = sqlite3.connect('/var/lib/niso/state.db'); [d.execute(s) for s in sys.argv[1:]]; d.commit()"
         self.run("python3", "-ISc", code, *statements)
 
-    def rule(self, family: str, chain: str) -> int:
-        """The handle of the last rule of a chain."""
-        found = [
-            item["rule"]["handle"]
-            for item in self.lab.nft_json()
-            if "rule" in item
-            and item["rule"]["chain"] == chain
-            and item["rule"]["family"] == family
-        ]
-        return int(found[-1])
-
-    def kill_conmon(self, process: bool = False) -> None:
+    def kill_conmon(self, process: str = "") -> None:
         """Kill api's conmon, and with ``process`` at the same time the service itself."""
         conmon = self.run("pgrep", "-x", "-f", "/usr/bin/conmon .* -n api .*").split()
         self.run("kill", "-9", *conmon, *([self.pid] if process else []))
@@ -170,8 +173,9 @@ class World:
         """Move api out of its cgroups, which go then."""
         # with cgroup v2, the lab's top cgroup has controllers and therefore no processes
         moved = 'for pid in $(cat "$each"/cgroup.procs); do echo "$pid" > "$to"/cgroup.procs; done'
-        self.sh(
+        self.run(
+            *("sh", "-c"),
             'for each in /sys/fs/cgroup/niso-*/api /sys/fs/cgroup/*/niso-*/api; do test -d "$each" || continue; '
             'to=${each%/niso-*}; test ! -d "$to"/init || to=$to/init; '
-            f'{moved}; rmdir "$each"; done'
+            f'{moved}; rmdir "$each"; done',
         )

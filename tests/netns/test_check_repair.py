@@ -10,9 +10,8 @@ from collections.abc import Iterator
 import pytest
 import snapshots
 from conftest import Lab
-from damage import Damage
 from damage_world import World
-from damages import DAMAGES
+from damages import DAMAGES, Damage, fits
 from services import CLIENT, HOST, address, answer, ask, echo, idle, inspect, on, ps, refused
 
 LONG = os.environ.get("NISO_TEST_LONG") == "1"
@@ -29,15 +28,14 @@ def shared(request: pytest.FixtureRequest) -> Iterator[World]:
 def matches(found: list[dict[str, str]], wanted: list[tuple[str, str]]) -> bool:
     pairs = [(each["problem"], each["what"]) for each in found]
     return len(pairs) == len(wanted) and all(
-        any(problem == p and re.search(pattern, what) for p, what in pairs)
-        for problem, pattern in wanted
+        any(problem == p and fits(text, what) for p, what in pairs) for problem, text in wanted
     )
 
 
 def touched(name: str) -> set[str]:
     """What a damage changes, or is in the way of reading, by its findings: in words of `WORDS`."""
     damage = DAMAGES[name]
-    text = " ".join(pattern for _, pattern in damage.found)
+    text = " ".join(what for _, what in damage.found)
     words = {SAME.get(word, word) for word in re.findall(WORDS, text)}
     if any(word.startswith("store") for word in words):
         words -= {"service 'api'"}
@@ -91,7 +89,7 @@ def _damage_and_mend(shared: World, damages: list[Damage]) -> None:
     if any(damage.quiet for damage in damages):
         shared.tell("pause")
     for damage in damages:
-        damage.do(shared)
+        shared.harm(damage.commands)
     # who ends a process is done before it has ended
     shown: list[dict[str, str]] = []
 
@@ -177,7 +175,7 @@ def test_check_of_one_service_or_network_sees_only_that(two: World) -> None:
     )
     lab.run("bridge", "link", "set", "dev", two.port, "isolated", "on")
     assert two.check("extra") == []
-    assert matches(two.check("api"), [("different", "^veth")])
+    assert matches(two.check("api"), [("different", "veth ...")])
     assert lab.niso("net", "repair").stdout == "repaired: 2 steps\n"
 
 
@@ -401,26 +399,6 @@ def test_sweep_removes_all_that_is_nisos_and_nothing_else(lab: Lab, store: str) 
     assert "\n".join(snapshots.differences(before, after)) == ""
     assert not [pid for pid in pids if lab.path(f"/proc/{pid}").exists()]
     assert lab.niso("reset", "--yes").stdout == "nothing of niso is in the kernel\n"
-
-
-def test_services_can_be_activated_again_after_a_sweep(lab: Lab) -> None:
-    lab.niso("activate", echo(lab, "api", network={"ports": ["8080:80"]}))
-    lab.niso("reset", "--yes")
-    assert lab.run("cat", "/proc/sys/net/ipv4/ip_forward").stdout == "0\n"
-    lab.niso("activate", "api")
-    assert address(lab, "api") == "10.99.0.2"
-    assert answer(lab, HOST, 8080, "client") == f"api {CLIENT}"
-
-
-def test_lost_store_is_refused_until_a_sweep(lab: Lab) -> None:
-    """What is in the kernel then belongs to a state folder that is gone."""
-    lab.niso("activate", echo(lab, "api", network={"ports": ["8080:80"]}))
-    lab.run("sh", "-c", "rm -rf /var/lib/niso/*")
-    said = refused(lab, "activate", "/tmp/packages/api")
-    assert "state.db is missing, but objects that niso created still exist: " in said
-    lab.niso("reset", "--yes")
-    lab.niso("activate", "/tmp/packages/api")
-    assert answer(lab, HOST, 8080, "client") == f"api {CLIENT}"
 
 
 @pytest.mark.parametrize("written", ["manifest", "stack"])

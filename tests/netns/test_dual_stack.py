@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import snapshots
 from conftest import Lab, assert_whole
-from damages import FORWARDING6
+from damage_world import FORWARDING6
 from services import CLIENT, HOST, answer, ask, idle, on, package, pings, refused, seen_source, send
 
 HOST6, CLIENT6 = "2001:db8::1", "2001:db8::2"

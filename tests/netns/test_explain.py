@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,53 +17,33 @@ SUBNETS = {
 }
 
 
-@pytest.fixture
-def world(lab: Lab) -> Lab:
-    """db admits api on some ports and the client; api may go to db's ports; web and both are free, vault is internal."""
-    for name, (four, six) in SUBNETS.items():
-        lab.niso("net", "create", name, "--subnet", four, "--subnet", six)
-    lab.niso(
-        "net",
-        "create",
-        "vault",
-        "--internal",
-        "--subnet",
-        "10.99.3.0/24",
-        "--subnet",
-        "fd00:99:3::/64",
-    )
-    lab.niso(
-        "activate",
-        idle(
-            lab,
-            "db",
-            network=on(
-                "backend",
-                ports=["5432:80/tcp", "5432:80/udp", "5432:80/sctp", "9000-9002:9000-9002"],
-            ),
-            **{
-                "network.policy": {
-                    "allow_from": ["api:80", "api/icmp", "192.0.2.2", "network:front:9000-9002"],
-                    "deny_from": ["api:82"],
-                }
-            },
-        ),
-        idle(
-            lab,
-            "api",
-            network=on("backend"),
-            **{
-                "network.policy.egress": {
-                    "allow": ["db:80-82", "db/icmp", "192.0.2.2:80", "2001:db8::2"],
-                    "deny": ["db:81/tcp"],
-                }
-            },
-        ),
-        idle(lab, "web", network=on("front")),
-        idle(lab, "both", network={"networks": ["front", "backend"]}),
-        idle(lab, "safe", network=on("vault")),
-    )
-    return lab
+@pytest.fixture(scope="module")
+def world() -> Iterator[Lab]:
+    """db admits api on some ports and the client; api may go to db's ports; web and both are free, vault is internal.
+
+    The last tests of the world change it.
+    """
+    with Lab(deadline_seconds=900) as lab:
+        for name, (four, six) in SUBNETS.items():
+            lab.niso("net", "create", name, "--subnet", four, "--subnet", six)
+        vault = ("--subnet", "10.99.3.0/24", "--subnet", "fd00:99:3::/64")
+        lab.niso("net", "create", "vault", "--internal", *vault)
+        ports = ["5432:80/tcp", "5432:80/udp", "5432:80/sctp", "9000-9002:9000-9002"]
+        admits = ["api:80", "api/icmp", "192.0.2.2", "network:front:9000-9002"]
+        ingress = {"allow_from": admits, "deny_from": ["api:82"]}
+        egress = {
+            "allow": ["db:80-82", "db/icmp", "192.0.2.2:80", "2001:db8::2"],
+            "deny": ["db:81/tcp"],
+        }
+        lab.niso(
+            "activate",
+            idle(lab, "db", network=on("backend", ports=ports), **{"network.policy": ingress}),
+            idle(lab, "api", network=on("backend"), **{"network.policy.egress": egress}),
+            idle(lab, "web", network=on("front")),
+            idle(lab, "both", network={"networks": ["front", "backend"]}),
+            idle(lab, "safe", network=on("vault")),
+        )
+        yield lab
 
 
 def explain(lab: Lab, source: str, to: str, *options: str) -> dict[str, Any]:
@@ -240,7 +221,7 @@ def test_objects_that_are_named_are_in_the_kernel(world: Lab) -> None:
     # an element of an interval set shows as its interval
     assert not missing
     assert {each.split(" ")[3] for each in seen if each.startswith("element")} >= {
-        *(
+        *[
             "sources4",
             "sources6",
             "publish_any4",
@@ -248,23 +229,77 @@ def test_objects_that_are_named_are_in_the_kernel(world: Lab) -> None:
             "range_any4",
             "range_any6",
             "in4_port",
-            "in6_port",
-            "in4_peer",
-            "in6_peer",
-        ),
-        *(
-            "in4_class",
-            "in4_class_ports",
-            "out4_rest",
-            "ingress4",
-            "ingress6",
-            "egress4",
-            "egress6",
-        ),
+        ],
+        *["in6_port", "in4_peer", "in6_peer", "in4_class", "in4_class_ports", "out4_rest"],
+        *["ingress4", "ingress6", "egress4", "egress6"],
     }
     for rule in seen:
         if match := re.fullmatch(r'rule .*: .*comment "(.*)"', rule):
             assert f'comment "{match[1]}"' in text
+
+
+def test_wrong_questions(world: Lab) -> None:
+    def wrong(source: str, to: str, words: str, status: int = 2, *options: str) -> None:
+        assert words in refused(world, "net", "explain", source, to, *options, status=status)
+
+    wrong("apo", "db:80", "did you mean 'api'?")
+    wrong("api", "dbb:80", "no service 'dbb'\n  hint: did you mean 'db'?")
+    wrong("api", "db:0", "'0' is not a valid port (1 to 65535)")
+    wrong("api", "db:65536", "is not a valid port")
+    wrong("api", "db:80-90", "'80-90' is not a valid port")
+    wrong("api", "db:http", "'http' is not a valid port")
+    wrong("api", "db:80/quic", "'quic' is not a valid protocol")
+    wrong("api", "db/tcp", "tcp needs a port")
+    wrong("api", "db:80/icmp", "icmp has no ports")
+    wrong("api", ":80", "the name or address is missing")
+    wrong("api", "[fd00::1", "brackets are for an IPv6 address")
+    wrong("10.0.0.0/8", "db:80", "'10.0.0.0/8' is not a valid address")
+    wrong("api", "300.1.1.1:80", "'300.1.1.1' is not a valid address")
+    wrong("::ffff:10.0.0.1", "db:80", "IPv4-mapped")
+    wrong("198.51.100.7", "db:80", "--prove sends from services and from the host", 2, "--prove")
+    for source, to, option in (("192.0.2.2", "db:80", "-6"), ("api", "fd00:99:1::2", "-4")):
+        other = {"-4": "-6", "-6": "-4"}[option]
+        address = source if option == "-6" else to
+        family = f"{option} conflicts with {address}, which is an IPv{other[1]} address"
+        wrong(source, to, f"{family}\n  hint: {other}", 2, option)
+    wrong("192.0.2.2", "fd00:99:1::2", "192.0.2.2 and fd00:99:1::2 are of different families")
+    wrong("api", "0.0.0.0:80", "'0.0.0.0' is the unspecified address")
+    wrong("api", "[::]:80", "'::' is the unspecified address")
+
+
+def proved(found: dict[str, Any]) -> tuple[Any, ...]:
+    return found["verdict"], found["proof"]["agrees"], found["proof"]["arrived"]
+
+
+def test_rules_that_are_not_as_they_should_be_are_found_out(world: Lab) -> None:
+    """An open rule in front lets pass what should drop; without the rule that admits, nothing passes."""
+    world.run("nft", "insert", "rule", "inet", "niso", "check_in4", "accept")
+    found = explain(world, "api", "db:82", "--prove")
+    assert proved(found) == ("drop", False, True)
+    world.niso("net", "repair")
+    assert explain(world, "api", "db:82", "--prove")["proof"]["agrees"]
+    world.run("nft", "insert rule inet niso forward oifname niso-backend tcp dport 80 drop")
+    found = explain(world, "api", "db:80", "--prove")
+    assert proved(found) == ("pass", False, False)
+    assert not any(count["after"] > count["before"] for count in found["proof"]["counters"])
+    done = world.niso("net", "explain", "api", "db:80", "--prove", check=False)
+    assert done.returncode == 1
+    assert "CONTRADICTED: a test packet did not reach db" in done.stdout
+    assert done.stderr == "niso: waiting for a test packet to db:80 (1s)\n"
+    world.niso("net", "repair")
+    assert explain(world, "api", "db:80", "--prove")["proof"]["agrees"]
+
+
+def test_packet_of_which_nothing_can_be_seen_proves_nothing(world: Lab) -> None:
+    """There is no machine of that address, and no rule counts what web sends."""
+    found = explain(world, "web", "192.0.2.99:80/udp", "--prove")
+    assert (found["verdict"], found["proof"]["agrees"], found["proof"]["answered"]) == (
+        "pass",
+        None,
+        False,
+    )
+    text = world.niso("net", "explain", "web", "192.0.2.99:80/udp", "--prove").stdout
+    assert "  proof    inconclusive: 192.0.2.99 did not reply to a test packet" in text
 
 
 def test_text(world: Lab) -> None:
@@ -301,96 +336,6 @@ def test_inactive_service_is_explained_and_nothing_is_sent_from_it(world: Lab) -
         world, "net", "explain", "web", "both:80", "--prove", status=2
     )
     assert explain(world, "web", "both:80")["verdict"] == "drop"
-
-
-def test_wrong_questions(world: Lab) -> None:
-    def wrong(source: str, to: str, words: str, status: int = 2, *options: str) -> None:
-        assert words in refused(world, "net", "explain", source, to, *options, status=status)
-
-    wrong("apo", "db:80", "did you mean 'api'?")
-    wrong("api", "dbb:80", "no service 'dbb'\n  hint: did you mean 'db'?")
-    wrong("api", "db:0", "'0' is not a valid port (1 to 65535)")
-    wrong("api", "db:65536", "is not a valid port")
-    wrong("api", "db:80-90", "'80-90' is not a valid port")
-    wrong("api", "db:http", "'http' is not a valid port")
-    wrong("api", "db:80/quic", "'quic' is not a valid protocol")
-    wrong("api", "db/tcp", "tcp needs a port")
-    wrong("api", "db:80/icmp", "icmp has no ports")
-    wrong("api", ":80", "the name or address is missing")
-    wrong("api", "[fd00::1", "brackets are for an IPv6 address")
-    wrong("10.0.0.0/8", "db:80", "'10.0.0.0/8' is not a valid address")
-    wrong("api", "300.1.1.1:80", "'300.1.1.1' is not a valid address")
-    wrong("::ffff:10.0.0.1", "db:80", "IPv4-mapped")
-    wrong("198.51.100.7", "db:80", "--prove sends from services and from the host", 2, "--prove")
-    wrong(
-        "192.0.2.2",
-        "db:80",
-        "-6 conflicts with 192.0.2.2, which is an IPv4 address\n  hint: -4",
-        2,
-        "-6",
-    )
-    wrong(
-        "api",
-        "fd00:99:1::2",
-        "-4 conflicts with fd00:99:1::2, which is an IPv6 address\n  hint: -6",
-        2,
-        "-4",
-    )
-    wrong("192.0.2.2", "fd00:99:1::2", "192.0.2.2 and fd00:99:1::2 are of different families")
-    wrong("api", "0.0.0.0:80", "'0.0.0.0' is the unspecified address")
-    wrong("api", "[::]:80", "'::' is the unspecified address")
-
-
-def test_rules_that_are_not_as_they_should_be_are_found_out(world: Lab) -> None:
-    """An open rule in front lets pass what should drop; without the rule that admits, nothing passes."""
-    world.run("nft", "insert", "rule", "inet", "niso", "check_in4", "accept")
-    found = explain(world, "api", "db:82", "--prove")
-    assert (found["verdict"], found["proof"]["agrees"], found["proof"]["arrived"]) == (
-        "drop",
-        False,
-        True,
-    )
-    world.niso("net", "repair")
-    assert explain(world, "api", "db:82", "--prove")["proof"]["agrees"]
-    world.run(
-        "nft",
-        "insert",
-        "rule",
-        "inet",
-        "niso",
-        "forward",
-        "oifname",
-        "niso-backend",
-        "tcp",
-        "dport",
-        "80",
-        "drop",
-    )
-    found = explain(world, "api", "db:80", "--prove")
-    assert (found["verdict"], found["proof"]["agrees"], found["proof"]["arrived"]) == (
-        "pass",
-        False,
-        False,
-    )
-    assert not any(count["after"] > count["before"] for count in found["proof"]["counters"])
-    done = world.niso("net", "explain", "api", "db:80", "--prove", check=False)
-    assert done.returncode == 1
-    assert "CONTRADICTED: a test packet did not reach db" in done.stdout
-    assert done.stderr == "niso: waiting for a test packet to db:80 (1s)\n"
-    world.niso("net", "repair")
-    assert explain(world, "api", "db:80", "--prove")["proof"]["agrees"]
-
-
-def test_packet_of_which_nothing_can_be_seen_proves_nothing(world: Lab) -> None:
-    """There is no machine of that address, and no rule counts what web sends."""
-    found = explain(world, "web", "192.0.2.99:80/udp", "--prove")
-    assert (found["verdict"], found["proof"]["agrees"], found["proof"]["answered"]) == (
-        "pass",
-        None,
-        False,
-    )
-    text = world.niso("net", "explain", "web", "192.0.2.99:80/udp", "--prove").stdout
-    assert "  proof    inconclusive: 192.0.2.99 did not reply to a test packet" in text
 
 
 def test_service_that_has_moved_is_explained_by_its_new_address(world: Lab) -> None:
@@ -507,20 +452,15 @@ def test_answers_know_whether_a_program_listens(lab: Lab) -> None:
         return line.removeprefix("  listens  none  ")
 
     none = "nothing listens on"
-    assert {
-        to: answer(to)
-        for to in (
-            "wrong:8080",
-            "wrong:53/udp",
-            "right:8080",
-            "right:53/udp",
-            "host:8004",
-            "host:8254/udp",
-        )
-    } == dict.fromkeys(
-        ("wrong:8080", "wrong:53/udp", "right:8080", "right:53/udp", "host:8004", "host:8254/udp"),
-        "listens",
-    )
+    for to in [
+        "wrong:8080",
+        "wrong:53/udp",
+        "right:8080",
+        "right:53/udp",
+        "host:8004",
+        "host:8254/udp",
+    ]:
+        assert answer(to) == "listens", to
     wrong = f"{none} 10.99.1.2:8081; python3 listens on 0.0.0.0:8080"
     local = f"{none} 10.99.1.3:8080; python3 listens on 127.0.0.1:8080, python3 listens on 127.0.0.1:9090"
     six = f"{none} 10.99.1.4:8080; python3 listens on [::]:8080 (IPv6 only)"
@@ -619,17 +559,8 @@ def test_listening_of_instances_sharers_and_attachments(lab: Lab) -> None:
         idle(lab, "cli", network=on("back")),
     )
     lab.run("ip", "netns", "add", "mine")
-    lab.niso(
-        "net",
-        "attach",
-        "guest",
-        "--netns",
-        "/run/netns/mine",
-        "--network",
-        "back",
-        "--port",
-        "8004:80",
-    )
+    where = ("--netns", "/run/netns/mine", "--network", "back")
+    lab.niso("net", "attach", "guest", *where, "--port", "8004:80")
     none = "nothing listens on"
     lab.wait_for(lambda: "127.0.0.1:8080" in lab.niso("ps", "-l").stdout, 30, "a socket")
     lab.wait_for(lambda: explain(lab, "cli", "side:8080")["listening"]["listens"], 30, "side")
