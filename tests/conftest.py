@@ -458,6 +458,18 @@ class Lab(Agent):
         """
         return self.run("niso", *argv, inside=forks(options.get("env")), **options)
 
+    def program(self, inside: str, name: str) -> str:
+        """Write a program that runs niso, or a plugin of it, as `niso` does; return its path.
+
+        For what another program of the lab starts often: Python's start takes most of the time.
+        """
+        if not (at := self.path("/tmp/agent.sock")).exists():
+            self.request({"listen": "/tmp/agent.sock"}, [])
+            self.wait_for(at.exists)
+        text = lab_agent.CLIENT.replace("PATH", "/tmp/agent.sock").replace("NAME", name)
+        own = os.path.join(sys.prefix, "bin", name)
+        return self.write(inside, text.replace("PROGRAM", own), 0o755)
+
     def client(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[Any]:
         return self.run(*argv, netns="client", **options)
 

@@ -3,7 +3,7 @@
 fd 0 is a SOCK_SEQPACKET socket. A request is JSON: ``{"argv", "env", "cwd", "netns", "tty", "inside"}`` with four descriptors
 (stdin, stdout, stderr, and a socket that gets ``pid N`` and at the end ``exit N``), or ``{"kill": pid, "signal": number}``.
 Started from a lab's agent a command is in all of the lab's namespaces and cgroups, which a test process could not enter without
-leaving its own.
+leaving its own. ``{"listen": PATH}`` makes a socket for `CLIENT`.
 
 ``inside``: argv is a command of niso, niso-cni, a lab, ``python3 -ISc CODE``, or ``python -c CODE`` with the Python of the tests, which runs in
 a child of this process from its first line on, as ``bin/niso`` calls it. What most commands import is imported by the first agent, once: Python's start and imports are two
@@ -21,6 +21,7 @@ import importlib
 import io
 import json
 import os
+import pathlib
 import select
 import signal
 import site
@@ -99,6 +100,22 @@ LOADED = (
     "store.tables",
 )
 """Modules of niso that its commands find loaded. A command imports what else it needs itself."""
+CLIENT = """\
+#!/usr/bin/perl
+socket(S, 1, 5, 0) && connect(S, pack("Sa*", 1, "PATH")) && syswrite(S, "NAME");
+$SIG{$_} = sub { kill $_[0], -$pid if $pid } for qw(HUP INT TERM);
+while (defined($got = sysread(S, $_, 99)) ? $got : $! == 4) {
+    $pid ||= $1 if /^pid (\\d+)/;
+    exit $1 if /^exit (\\d+)/;
+    if (/^exit -(\\d+)/) { $SIG{$_} = "DEFAULT" for keys %SIG; kill $1, $$; }
+}
+exec "PROGRAM", @ARGV unless $pid;
+exit 125;
+"""
+"""A program that another program of a lab starts in place of PROGRAM: the agent at PATH runs NAME inside.
+
+The agent reads its arguments and environment, and takes its standard streams. Where it has another user or other
+namespaces than the agent, PROGRAM is executed."""
 STANDARD = ("difflib", "encodings.ascii", "tarfile", "tomllib", "tty")
 """Modules of the standard library that these import late; tomllib compiles patterns for 8 ms."""
 
@@ -115,12 +132,16 @@ def serve(deadline_seconds: int) -> None:
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     children: dict[int, socket.socket] = {}
+    clients: list[socket.socket] = []
     control.send(b"ready")
     while True:
-        ready, _, _ = select.select([control, wake_read], [], [])
+        ready, _, _ = select.select([control, wake_read, *clients], [], [])
         if wake_read in ready:
             os.read(wake_read, 4096)
             reap(children)
+        for listener in {*clients} & {*ready}:
+            with contextlib.suppress(OSError):  # a client that was killed
+                take(listener, children)
         if control in ready:
             message, fds, _, _ = socket.recv_fds(control, 1 << 20, 4)
             for fd in fds:
@@ -128,6 +149,11 @@ def serve(deadline_seconds: int) -> None:
             if not message:
                 return
             request = json.loads(message)
+            if "listen" in request:
+                clients.append(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+                clients[-1].bind(request["listen"])
+                clients[-1].listen(64)
+                continue
             if "kill" in request:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(request["kill"], request["signal"])
@@ -143,6 +169,40 @@ def serve(deadline_seconds: int) -> None:
             status.send(b"pid %d" % pid)
             for fd in fds[:3]:
                 os.close(fd)
+
+
+def take(listener: socket.socket, children: dict[int, socket.socket]) -> None:
+    """Start what a `CLIENT` stands for, or close the connection."""
+    client, _ = listener.accept()
+    os.set_inheritable(client.fileno(), False)
+    pid, user, _ = struct.unpack(
+        "=iII", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    )
+    kinds = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+    homes = [
+        [os.stat(f"/proc/{each}/ns/{kind}").st_ino for kind in kinds] for each in (pid, "self")
+    ]
+    if user != os.geteuid() or homes[0] != homes[1]:
+        client.close()
+        return
+    with open(f"/proc/{pid}/cmdline") as cmdline, open(f"/proc/{pid}/environ") as environ:
+        words, variables = (file.read().split("\0")[:-1] for file in (cmdline, environ))
+    request = {
+        "argv": [client.recv(100).decode(), *words[2:]],
+        "env": dict(each.split("=", 1) for each in variables),
+        "cwd": f"/proc/{pid}/cwd",
+        "netns": None,
+        "tty": False,
+        "inside": True,
+        "parent": int(pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]),
+    }
+    process = os.pidfd_open(pid)
+    fds = [ctypes.CDLL(None).syscall(_PIDFD_GETFD, process, number, 0) for number in range(3)]
+    child = fork(request, fds)
+    children[child] = client
+    client.send(b"pid %d" % child)
+    for fd in (process, *fds):
+        os.close(fd)
 
 
 def fork(request: dict, fds: list[int]) -> int:
@@ -339,10 +399,14 @@ PYTHON = ("python", "python3", "/usr/bin/python3")
 INSIDE = {
     "niso": run_niso,
     "niso-cni": functools.partial(run_niso, name="niso-cni", module="niso.engines.cni"),
+    "niso-netavark": functools.partial(
+        run_niso, name="niso-netavark", module="niso.engines.netavark"
+    ),
     "lab": run_lab,
     "machine": run_in_machine,
     **dict.fromkeys((*PYTHON, sys.executable), run_python),
 }
+_PIDFD_GETFD = 438
 _PR_CAPBSET_READ, _CAPABILITY_VERSION_3 = 23, 0x20080522
 
 
@@ -375,6 +439,8 @@ def start(request: dict, fds: list[int]) -> None:
         if request["netns"]:
             enter(request["netns"])
         os.chdir(request["cwd"])
+        if request["argv"][0] == "niso-netavark":  # which looks at its caller
+            os.getppid = lambda: request["parent"]
         if request["inside"]:
             INSIDE[request["argv"][0]](request["argv"][1:], request["env"])
         os.execvpe(request["argv"][0], request["argv"], request["env"])

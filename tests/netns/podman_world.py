@@ -69,9 +69,8 @@ class Podman:
             extra = f'seccomp_profile = "{SECCOMP}"\n' if SECCOMP.exists() else ""
             lab.write(f"/tmp/podman/{name}", text.replace("log_driver =", f"{extra}log_driver ="))
         plugin = lab.path("/tmp/podman/plugins/niso")
-        if not plugin.is_symlink():
-            plugin.parent.mkdir()
-            plugin.symlink_to(f"{sys.prefix}/bin/niso-netavark")
+        if not plugin.exists():
+            lab.program("/tmp/podman/plugins/niso", "niso-netavark")
         if AARDVARK.exists():
             lab.run("cp", "-r", "/usr/libexec/podman", "/tmp/programs")
             lab.run("cp", str(AARDVARK), "/tmp/programs/")

@@ -37,6 +37,8 @@ def test_a_page_does_what_it_says(page: pathlib.Path) -> None:
 
 
 def prepare(lab: Lab) -> None:
+    lab.program("/tmp/programs/niso", "niso")
+    lab.environment["PATH"] = f"/tmp/programs:{lab.environment['PATH']}"
     lab.run("mkdir", "/tmp/clone")
     lab.run("ln", "-s", str(ROOT / "dev"), str(ROOT / "examples"), "/tmp/clone")
     lab.run("ln", "-s", sys.prefix, "/tmp/clone/.venv")
