@@ -29,7 +29,9 @@ _BLOCK = 65536
 
 
 def is_elsewhere(before: str, now: str) -> bool:
-    """Return whether the path ``before`` still exists, and is not the same file as ``now``."""
+    """Return whether the file ``before``, from which a service or stack was activated, still
+    exists and is a different file from ``now``. Symbolic links are resolved.
+    """
     return os.path.exists(before) and os.path.realpath(before) != os.path.realpath(now)
 
 

@@ -289,7 +289,10 @@ def leave(machine: Machine, service: str, only_beside_others: bool = False) -> b
 
 
 def serve(machine: Machine, service: str) -> bool:
-    """Send connections to an instance again, or return False if its state is not ``out``."""
+    """Let an instance that was taken out of load balancing receive new connections again.
+
+    Returns False if the instance was not taken out, otherwise True.
+    """
     return move(machine, service, OUT, SERVING)
 
 

@@ -77,12 +77,12 @@ def with_remotes(store: Store, scope: Scope) -> Scope:
 
 
 def leaving(machine: Machine, networks: Collection[str], report: Report) -> change | Transaction:
-    """Return the context manager of a change that deletes unused implicit networks.
+    """Return a context manager whose exit removes unused implicit networks from the kernel.
 
     Implicit networks are networks that niso has created for a service. ``networks`` are the
-    networks that services have left. If there are none, the context manager is a plain transaction.
-    The caller must have niso's lock, and must delete the rows of the networks in the ``with``
-    block.
+    networks that services have left. If there are none, the context manager is only a transaction
+    of the store. The caller must have niso's lock, and must delete the networks' rows in the
+    ``with`` block.
     """
     store = machine.store
     if not networks:

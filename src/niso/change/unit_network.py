@@ -178,10 +178,11 @@ def unit_of(machine: Machine, attachment: str) -> str | None:
 
 
 def detach(machine: Machine, name: str, unit: str, report: Report = silent) -> None:
-    """Detach a unit's namespace. Remove the unit that attached the namespace, and the drop-in.
+    """Take the systemd unit ``unit`` off its network.
 
-    From its next start on, the ordinary unit has the host's network. Its running process stays in
-    the namespace, which no longer has a network. Raises Error.
+    Deletes the unit niso-net@NAME.service, and the drop-in that puts ``unit`` into the namespace.
+    From its next start on, ``unit`` has the host's network. Its running process stays in the
+    namespace, which no longer has a network. Raises Error.
     """
     units = machine.processes.units
     dropped = units.read(drop_in(unit)) or ""

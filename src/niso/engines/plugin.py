@@ -68,7 +68,8 @@ def find(
 
     If the namespace is not attached, returns (None, name of the container's former attachment), or
     else (None, an unused name like ``wanted``). ``owner`` is the engine, ``id`` the container, and
-    ``netns`` the path of its namespace. ``similar`` is as for `label`.
+    ``netns`` the path of its namespace. With ``similar``, a name that differs from ``wanted`` only
+    in capital letters, ``_`` and ``.`` gets no hash.
     """
     known = machine.store.attachments.all(owner, id)
     there = machine.kernel.cookie_at(netns)
@@ -266,7 +267,8 @@ def flag(value: object, where: str) -> bool:
 
 def free_name(machine: Machine, wanted: str, id: str, similar: bool = False) -> str:
     """Return an unused name for an attachment, made from ``wanted``, or from ``wanted`` and ``id``
-    if the first name is taken. ``similar`` is as for `label`.
+    if the first name is taken. With ``similar``, a name that differs from ``wanted`` only in
+    capital letters, ``_`` and ``.`` gets no hash.
     """
     name = label(wanted, similar)
     store = machine.store

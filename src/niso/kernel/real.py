@@ -84,12 +84,12 @@ class Kernel:
         with_strays: bool = False,
         skip_transactional: bool = False,
     ) -> State:
-        """Return the objects among ``candidates`` that exist in the kernel, with actual fields.
+        """Return those of the objects ``candidates`` that exist, with the kernel's values.
 
         All addresses and routes of the candidates' interfaces are returned too. The cost depends
-        only on the number of candidates. With ``with_strays``, changes of other programs to the
-        candidates' interfaces are also returned. With ``skip_transactional``, nftables tables and
-        elements are not read, but assumed to be as in ``candidates``.
+        only on the number of candidates. With ``with_strays``, objects that other programs have
+        added to the candidates' interfaces are also returned. With ``skip_transactional``, nftables
+        tables and elements are not read, but assumed to be as in ``candidates``.
 
         If an object with a candidate's name belongs to another program or state folder, raises
         Conflict. If ``foreign`` is given, adds the Conflict to it instead, and leaves the object

@@ -88,10 +88,10 @@ def of_policies(
 ) -> Picture:
     """Draw what policies and published ports allow, whether or not there is traffic.
 
-    ``states`` is as in `of_traffic`. A published port has an edge from each kind of client that may
-    use it, and from each client to which an entry denies it. Between two services of one network,
-    there is an edge for each deny entry, and for each range of ports that allow entries let
-    through. Packets that match no entry are not drawn.
+    ``states`` maps services to a status such as ``exited (1)``. A published port has an edge from
+    each client that may use the port, and an edge "denied" from each client that a policy entry
+    refuses. Between two services of one network, there is an edge for each deny entry, and for each
+    range of ports that allow entries let through. Packets that match no entry are not drawn.
     """
     known = [
         service

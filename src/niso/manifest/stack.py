@@ -495,8 +495,11 @@ def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) ->
 
 
 def _here(at: str, key: str, overrides: Mapping[str, Any], error: Error) -> InvalidInput:
-    """Convert an error in the package ``at`` to an error in the [[service]] at the path ``key``. If
-    the [[service]] does not set the error's key, the new error is about the complete [[service]].
+    """Convert an error in the manifest of a package to an error in the stack.toml.
+
+    ``at`` is the package's folder, and ``key`` the key path of its [[service]] in the stack.toml.
+    If the [[service]] overrides the key with the error, the new error names this override,
+    otherwise the whole [[service]].
     """
     mine = _key_here(key, overrides, error.key or "")
     if mine is None:

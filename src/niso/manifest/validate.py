@@ -264,9 +264,10 @@ def rules(data: dict[str, Any], folder: str, parsed: dict[str, Any]) -> list[Inv
 
 
 def _written(data: dict[str, Any]) -> Iterator[tuple[Parse, Any, str]]:
-    """Yield (rule, value, key path) for each value, and for each name in a table, that has a rule.
-    The names in a table come before its values. Unknown keys and values of a wrong type are
-    skipped, because `walk` reports them.
+    """Yield (parse function, value, key path) for everything in a manifest that must be parsed.
+
+    The names in a table, such as those of labels, come before its values. Unknown keys and values
+    of a wrong type are skipped, because `walk` reports them.
     """
     for section, known in keys.SECTIONS.items():
         for base, table in _tables(data, section):

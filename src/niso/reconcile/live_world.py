@@ -165,8 +165,9 @@ def kept(policy: Policy, store: Store, name: str) -> Policy:
 
 
 def terms(store: Store) -> dict[str, tuple[int, bool]]:
-    """Return {service: (end, whether the audit period is running)} for each policy with an audit.
-    The end is a Unix time, or -1 (`NEVER`).
+    """Return {service: (end of the audit, whether the audit is running)}.
+
+    Contains the services whose policy has an audit. The end is a Unix time, or -1 (`NEVER`).
     """
     now = time.time()
     return {

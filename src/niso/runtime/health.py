@@ -204,7 +204,10 @@ ASKED_S = 60.0
 
 
 def due_in(service: str, check: Healthcheck, run: tuple[int, float]) -> float:
-    """Return the seconds until the next probe of a run is due, or 0 if it is due now."""
+    """Return the seconds until the next probe of a service is due, or 0 if it is due now.
+
+    ``run`` identifies the latest start of the service. Probes of earlier starts do not count.
+    """
     record = _current(HealthTarget(service, check, None, run))
     left = 0.0 if record is None else record.asked_at + check.interval_s - time.time()
     return left if 0 < left <= check.interval_s else 0.0

@@ -57,7 +57,11 @@ class Scope(NamedTuple):
     """Names of services of other hosts."""
 
     def joined(self, other: Scope) -> Scope:
-        """Return the union of two scopes, with this scope's ports. Neither scope may be `ALL`."""
+        """Return a scope with the services, networks and names of both scopes.
+
+        The ports are those of this scope; the ports of ``other`` are ignored. Neither scope may be
+        `ALL`, because None (all services) would become an empty tuple.
+        """
         return Scope(
             tuple(sorted({*(self.services or ()), *(other.services or ())})),
             tuple(sorted({*(self.networks or ()), *(other.networks or ())})),

@@ -47,7 +47,10 @@ if TYPE_CHECKING:
     Problem = Literal["missing", "foreign", "different", "gone", "dropped"]
 
     class KernelObject(Protocol):
-        """The interface that the objects of all kinds have: a NamedTuple with a method ``key``."""
+        """The interface of the NamedTuples that represent links, routes and other kernel objects.
+
+        ``key`` returns the fields that identify the object.
+        """
 
         def key(self) -> tuple[str, ...]: ...
         def __hash__(self) -> int: ...
