@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import shutil
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -65,7 +68,7 @@ class Docker:
         words = ("dockerd", *DAEMON, "--pidfile", "/run/docker.pid", *options)
         to_log = ("sh", "-c", 'exec "$@" >> /tmp/docker/log 2>&1', "sh")
         daemon: Process = lab.popen(*WITH_DOCKER, *to_log, *words, "-H", "unix:///run/docker.sock")
-        lab.wait_for(lambda: self("version", check=False).returncode == 0, 60, "dockerd")
+        lab.wait_for(lambda: self.read("/_ping"), 60, "dockerd")
         return daemon
 
     def serve(self) -> subprocess.Popen[Any]:
@@ -93,6 +96,23 @@ class Docker:
         """Wait for the server in a container that was started."""
         self.lab.wait_for(lambda: self.get(name, "127.0.0.1") == name, 10, f"the server of {name}")
 
+    def read(self, path: str) -> bytes:
+        """Return the answer of dockerd's API; empty if dockerd does not answer."""
+        connection = http.client.HTTPConnection("docker", timeout=20)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        try:
+            connection.sock.connect(str(self.lab.path("/run/docker.sock")))
+            connection.request("GET", path)
+            return connection.getresponse().read()
+        except (OSError, http.client.HTTPException):
+            return b""
+        finally:
+            connection.close()
+
     def get(self, name: str, url: str) -> str:
-        """What a container reads at a URL; empty where nobody answers."""
-        return fetch(self, url, "exec", name)
+        """What a container reads at a URL; empty where nobody answers.
+
+        nsenter needs a third of the processor time of ``docker exec``.
+        """
+        pid = json.loads(self.read(f"/containers/{name}/json") or "{}").get("State", {}).get("Pid")
+        return fetch(self.lab.run, url, "nsenter", f"-t{pid}", "-m", "-n") if pid else ""

@@ -225,25 +225,16 @@ def test_labels_of_containers_are_options(lab: Lab) -> None:
 
 @pytest.mark.first
 @needs_docker
-@pytest.mark.parametrize("options", [(), ("--live-restore",)])
-def test_containers_start_again_after_a_crash_of_dockerd_and_a_power_loss(
-    lab: Lab, options: tuple[str, ...]
-) -> None:
+def test_containers_start_again_after_a_crash_of_dockerd_and_a_power_loss(lab: Lab) -> None:
     docker = Docker(lab)
 
     def end(number: int) -> None:
         docker.daemon.send_signal(number)
         docker.daemon.wait(30)
 
-    end(signal.SIGTERM)
-    docker.daemon = docker.start(*options)
     docker("network", "create", "-d", "niso", "--subnet", "10.99.50.0/24", "backend")
     names = [f"c{number}" for number in range(20 if LONG else 4)]
-    given = {
-        "c0": ("-p", "8080:80"),
-        "c1": ("--restart", "always"),
-        "c2": ("--ip", "10.99.50.77"),
-    }
+    given = {"c0": ("-p", "8080:80"), "c1": ("--restart", "always"), "c2": ("--ip", "10.99.50.77")}
     for name in names:  # only some have a name for niso
         own = "backend" if name in ("c2", "c3") else network("backend", f"name={name}")
         docker.run(name, "--network", own, *given.get(name, ()))
@@ -272,24 +263,19 @@ def test_containers_start_again_after_a_crash_of_dockerd_and_a_power_loss(
         lab.niso("net", "check")
 
     before = seen()
-    end(signal.SIGKILL)
-    # the containers go on running, and so do their networks
-    assert lab.niso("net", "gc").stdout == "" and len(rows(lab)) == len(names)
-    assert fetch(lab.client, f"{HOST}:8080") == "c0"
-    lab.niso("net", "check")
-    docker.daemon = docker.start(*options)
-    all_are_back()
-    names.reverse()  # the containers get each other's addresses
-    if not options:
-        end(signal.SIGKILL)
-        with Lab() as lab_after:
-            docker, lab_before, lab = Docker(lab_after, lab), lab, lab_after
+    for options in ((), ("--live-restore",)):
+        if options:
+            end(signal.SIGTERM)
+            docker.daemon = docker.start(*options)
             all_are_back()
-            docker("rm", "-f", *names)
-            assert rows(lab) == {} and docker("network", "rm", "backend").returncode == 0
-            lab.niso("net", "check")
-        lab = lab_before
-        return
+        end(signal.SIGKILL)
+        # the containers go on running, and so do their networks
+        assert lab.niso("net", "gc").stdout == "" and len(rows(lab)) == len(names)
+        assert fetch(lab.client, f"{HOST}:8080") == "c0"
+        lab.niso("net", "check")
+        docker.daemon = docker.start(*options)
+        all_are_back()
+        names.reverse()  # the containers get each other's addresses
     # with its containers, and with what is in /run
     pids = docker("inspect", "-f", "{{.State.Pid}}", *names).stdout.split()
     end(signal.SIGKILL)
@@ -298,17 +284,21 @@ def test_containers_start_again_after_a_crash_of_dockerd_and_a_power_loss(
     lab.run("kill", "-9", *pids)
     # Docker's files of the namespaces are left, and no program is there to tell niso
     lab.wait_for(
-        lambda: lab.niso("net", "check", check=False).stdout.count("gone: ") == len(names),
-        10,
-        "check to know",
+        lambda: lab.niso("net", "check", check=False).stdout.count("gone: ") == len(names), 10
     )
     assert lab.niso("net", "gc").stdout.count(": detached") == len(names) and rows(lab) == {}
     lab.run("sh", "-c", "rm -f /run/niso/docker/*")
     docker.driver = docker.serve()
-    docker.daemon = docker.start(*options)
+    docker.daemon = docker.start()
     all_are_back()
-    docker("rm", "-f", *names)
-    assert rows(lab) == {} and list(lab.path("/run/niso/docker").iterdir()) == []
+    end(signal.SIGKILL)
+    with Lab() as after:
+        docker, lab = Docker(after, lab), after
+        all_are_back()
+        docker("rm", "-f", *names)
+        assert rows(lab) == {} and docker("network", "rm", "backend").returncode == 0
+        assert list(lab.path("/run/niso/docker").iterdir()) == []
+        lab.niso("net", "check")
 
 
 @pytest.mark.first
