@@ -29,6 +29,7 @@ from wire import Wire
 
 from niso.base.names import mac
 
+ATTACH = ("net", "attach", "box", "--netns", "/run/netns/blue", "--network")
 BACKEND = ("net", "create", "backend", "--subnet", "10.99.1.0/24")
 
 
@@ -43,18 +44,11 @@ def container(lab: Lab, *command: str) -> Process:
 def picture(lab: Lab, netns: str, *without: str) -> list[Any]:
     """What the kernel has in a namespace but for these links: links, addresses, routes, sysctls."""
     skip = (*without,)
-    links = [
-        {
-            key: value
-            for key, value in link.items()
-            if key not in ("ifindex", "link_index", "stats64")
-        }
-        for link in lab.ip_json("address", "show", netns=netns)
-        if link["ifname"] not in skip
-    ]
-    routes = [
-        route for route in lab.ip_json("route", "show", netns=netns) if route["dev"] not in skip
-    ]
+    links = [each for each in lab.ip_json("address", netns=netns) if each["ifname"] not in skip]
+    for link in links:
+        for key in ("ifindex", "link_index", "stats64"):
+            link.pop(key, None)
+    routes = [each for each in lab.ip_json("route", netns=netns) if each["dev"] not in skip]
     find = "cd /proc/sys/net; find ipv4 ipv6 -type f -perm -200 ! -name flush ! -name '*retrans*'"
     find += " ! -name 'stable_secret' | sort | xargs grep -H ''"
     sysctls = lab.run("sh", "-c", find, netns=netns, check=False).stdout.splitlines()
@@ -62,35 +56,42 @@ def picture(lab: Lab, netns: str, *without: str) -> list[Any]:
     return [links, routes, own]
 
 
+BLUE = """\
+link set lo up
+link add eth0 type veth peer name far
+address add 172.31.0.2/24 dev eth0
+link set far up
+link set eth0 up
+route add 198.51.100.0/24 via 172.31.0.1
+"""
+
+
 @pytest.fixture
 def blue(lab: Lab) -> Lab:
-    """A namespace of somebody else, with a link, a route, and a server."""
+    """A namespace of another program, with a link, a route, and a server."""
     lab.niso(*BACKEND)
-    for line in (
-        "netns add blue",
-        "-n blue link set lo up",
-        "-n blue link add eth0 type veth peer name far",
-        "-n blue address add 172.31.0.2/24 dev eth0",
-        "-n blue link set far up",
-        "-n blue link set eth0 up",
-        "-n blue route add 198.51.100.0/24 via 172.31.0.1",
-    ):
-        lab.run("ip", *line.split())
-    echo_in(lab, "blue", "box")
-    lab.wait_for(lambda: "tentative" not in lab.run("ip", "-6", "address", netns="blue").stdout, 5)
+    make_blue(lab)
     return lab
+
+
+def make_blue(lab: Lab) -> None:
+    lab.run("ip", "netns", "add", "blue")
+    settings = [f"net.ipv6.conf.{which}.accept_dad=0" for which in ("all", "default")]
+    lab.run("sysctl", "-qw", *settings, netns="blue")  # no address is tentative
+    lab.run("ip", "-n", "blue", "-batch", "-", input=BLUE)
+    echo_in(lab, "blue", "box")
 
 
 def test_attachment_has_the_warnings_of_a_service(blue: Lab) -> None:
     chain = "add chain inet fw forward { type filter hook forward priority 0; policy drop; }"
     blue.run("nft", "add table inet fw")
     blue.run("nft", chain)
-    attach = ("net", "attach", "box", "--netns", "/run/netns/blue", "--network", "backend")
-    said = blue.niso(*attach, "-p", "8080:80", "--allow-from", "nobody").stderr
+    attach = (*ATTACH, "backend", "-p", "8080:80", "--allow-from", "nobody")
+    said = blue.niso(*attach).stderr
     assert "no service is called 'nobody'" in said
     assert "inet fw" in said
     # unchanged: only what its policy means is said again
-    said = blue.niso(*attach, "-p", "8080:80", "--allow-from", "nobody").stderr
+    said = blue.niso(*attach).stderr
     assert "no service is called 'nobody'" in said and "inet fw" not in said
 
 
@@ -98,11 +99,8 @@ def test_attached_namespace_is_reached_as_a_service_and_the_rest_of_it_stays(blu
     before = picture(blue, "blue")
     blue.niso("activate", echo(blue, "api", network=on("backend")))
     blue.niso("activate", idle(blue, "web", network=on("backend")))
-    made = blue.niso(
-        *("net", "attach", "box", "--netns", "/run/netns/blue", "--network"),
-        *("backend,interface=net7,mac=02:00:00:00:00:07", "-p", "8080:80"),
-        *("--allow-from", "api 192.0.2.2", "--egress-deny", "web"),
-    )
+    named = (*ATTACH, "backend,interface=net7,mac=02:00:00:00:00:07", "-p", "8080:80")
+    made = blue.niso(*named, "--allow-from", "api 192.0.2.2", "--egress-deny", "web")
     assert made.stdout == "box: attached  10.99.1.4  8080→80\n"
     assert picture(blue, "blue", "net7") == before
     (link,) = blue.ip_json("address", "show", "dev", "net7", netns="blue")
@@ -119,10 +117,9 @@ def test_attached_namespace_is_reached_as_a_service_and_the_rest_of_it_stays(blu
     assert blue.neighbour(BUSYBOX, "nc", "-w1", HOST, "8080", input="", check=False).stdout == ""
     # the commands know it
     assert ": ok (" in blue.niso("net", "ping", "api", "box").stdout
-    assert (
-        "confirmed" in blue.niso("net", "explain", "web", "box:80", "--prove", check=False).stdout
-    )
-    assert "confirmed" in blue.niso("net", "explain", "box", "api:80", "--prove").stdout
+    for way in (("web", "box:80"), ("box", "api:80")):
+        proved = blue.niso("net", "explain", *way, "--prove", check=False).stdout
+        assert "confirmed" in proved
     row = ps(blue, "box")
     assert (row["status"], row["mode"], row["address"]) == ("attached", "attached", ["10.99.1.4"])
     assert inspect(blue, "box")["endpoints"][0]["interface"] == "net7"
@@ -152,8 +149,7 @@ def test_attached_namespace_is_reached_as_a_service_and_the_rest_of_it_stays(blu
     blue.niso("net", "check")
     assert answer(blue, "10.99.1.4", 80, "niso-api")
     # a policy that is narrowed
-    same = ("net", "attach", "box", "--netns", "/run/netns/blue", "--network", "backend")
-    blue.niso(*same, "--allow-from", "")
+    blue.niso(*ATTACH, "backend", "--allow-from", "")
     assert ask(blue, "10.99.1.4", 80, "niso-api") == ""
     assert blue.niso("net", "detach", "box").stdout == "box: detached\n"
     assert blue.niso("net", "detach", "box").stdout == "box: not attached\n"
@@ -184,10 +180,8 @@ def test_end_of_a_namespace_and_its_process_id_in_other_hands(lab: Lab) -> None:
     assert "nibox" not in links
     # its owner gets its address again
     second = container(lab)
-    again = lab.niso(
-        "net", "attach", "box", "--pid", str(second.pid), "--network", "backend", "--json"
-    )
-    assert json.loads(again.stdout)["address"] == ["10.99.1.3"]
+    again = ("net", "attach", "box", "--pid", str(second.pid), "--network", "backend", "--json")
+    assert json.loads(lab.niso(*again).stdout)["address"] == ["10.99.1.3"]
     second.kill()
     second.wait(5)
     lab.wait_for(lambda: ps(lab, "box")["status"] == "gone", 5, "the end of box")
@@ -223,9 +217,8 @@ def test_sweep_and_commands_from_inside(blue: Lab) -> None:
     assert "of the host itself" in refused(blue, "net", "attach", "me", "--pid", "1")
     own = refused(blue, "net", "attach", "me", "--netns", "/run/netns/niso-api")
     assert "network namespace of a service of niso" in own
-    assert "already attached as 'box'" in refused(
-        blue, "net", "attach", "x", "--netns", "/run/netns/blue"
-    )
+    again = refused(blue, "net", "attach", "x", "--netns", "/run/netns/blue")
+    assert "already attached as 'box'" in again
     for words in (("net", "attach", "x"), ("net", "attach", "x", "--new", "--pid", "1")):
         refused(blue, *words, status=2)
     blue.niso("net", "check")
@@ -237,19 +230,25 @@ def test_sweep_and_commands_from_inside(blue: Lab) -> None:
     assert blue.path("/run/netns/blue").exists()
 
 
-@pytest.mark.parametrize("first", ["link set x name y", "link delete x"])
-def test_link_in_the_place_of_an_attached_interface_stops_nothing(blue: Lab, first: str) -> None:
+def test_link_in_the_place_of_an_attached_interface_stops_nothing(blue: Lab) -> None:
     """With NET_ADMIN a container can. Its policy is narrowed, it can be detached, others go on."""
-    blue.niso("activate", echo(blue, "api", network=on("backend")))
-    attach = ("net", "attach", "box", "--netns", "/run/netns/blue", "--network")
-    blue.niso(*attach, "backend,interface=x", "--port", "8080:80")
     blue.niso("net", "create", "front", "--subnet", "10.99.2.0/24")
+    for first in ("link set x name y", "link delete x"):
+        _replace_link(blue, first)
+        blue.niso("remove", "api", "web")
+        blue.run("ip", "netns", "delete", "blue")
+        make_blue(blue)
+
+
+def _replace_link(blue: Lab, first: str) -> None:
+    blue.niso("activate", echo(blue, "api", network=on("backend")))
+    blue.niso(*ATTACH, "backend,interface=x", "--port", "8080:80")
     made = ("link add x type bridge", "link set x addrgenmode none", "link set x up")
     for line in ("link set x down", first, *made):
         blue.run("ip", "-n", "blue", *line.split())
     blue.run("ip", "-n", "blue", "address", "add", "10.99.1.3/24", "dev", "x")
     before = picture(blue, "blue", "y")
-    blue.niso(*attach, "backend,interface=x", "--egress-allow", "", "--allow-from", "")
+    blue.niso(*ATTACH, "backend,interface=x", "--egress-allow", "", "--allow-from", "")
     for direction in ("ingress4", "egress4"):
         rules = blue.run("nft", "list", "set", "inet", "niso", direction).stdout
         assert '10.99.1.3 comment "box"' in rules
@@ -270,7 +269,7 @@ def test_link_in_the_place_of_an_attached_interface_stops_nothing(blue: Lab, fir
     assert blue.ip_json("link", "show", "dev", "x", netns="blue")[0]["operstate"] == "UP"
     for line in ("link delete x", "link set mine name x"):
         blue.run("ip", "-n", "blue", *line.split())
-    blue.niso(*attach, "front,interface=z")
+    blue.niso(*ATTACH, "front,interface=z")
     blue.niso("net", "check")
     for line in ("link delete z", "link set x name z"):
         blue.run("ip", "-n", "blue", *line.split())
@@ -279,51 +278,42 @@ def test_link_in_the_place_of_an_attached_interface_stops_nothing(blue: Lab, fir
     assert "z" in {link["ifname"] for link in blue.ip_json("link", netns="blue")}
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        (("route del default", "route add default via 172.31.0.9 dev eth0"), "a route of its own"),
-        (("route del default", "route add blackhole default"), "a route of its own"),
-        (("route del 10.99.1.0/24", "route add 10.99.1.0/24 dev eth0"), "a route of its own"),
-        (
-            ("address del 10.99.1.3/24 dev x", "address add 10.99.1.3/24 dev eth0"),
-            "a route of its own",
-        ),
-        (
-            ("link set x down", "link set x name y", "link property add dev eth0 altname x"),
-            "no network now",
-        ),
-        (("link add v type bridge", "link set x master v"), ""),
-    ],
-)
-def test_what_a_container_does_to_its_links_and_routes_stops_nothing(
-    blue: Lab, changes: tuple[str, ...], said: str
-) -> None:
+OWN_ROUTES = [
+    ("route del default", "route add default via 172.31.0.9 dev eth0"),
+    ("route del default", "route add blackhole default"),
+    ("route del 10.99.1.0/24", "route add 10.99.1.0/24 dev eth0"),
+    ("address del 10.99.1.3/24 dev x", "address add 10.99.1.3/24 dev eth0"),
+]
+RENAMED = ("link set x down", "link set x name y", "link property add dev eth0 altname x")
+OTHER_BRIDGE = ("link add v type bridge", "link set x master v")
+
+
+def test_what_a_container_does_to_its_links_and_routes_stops_nothing(blue: Lab) -> None:
     """Its policy is narrowed, others are repaired, it can be detached, and its routes are its own."""
     blue.niso("activate", echo(blue, "api", network=on("backend")))
-    attach = ("net", "attach", "box", "--netns", "/run/netns/blue", "--network", "backend")
-    blue.niso(*attach[:-1], "backend,interface=x")
-    for line in changes:
-        blue.run("ip", "-n", "blue", *line.split())
-    routes = blue.run("ip", "route", netns="blue").stdout
-    narrowed = blue.niso(*attach, "--allow-from", "")
-    assert said in narrowed.stderr and bool(said) == bool(narrowed.stderr)
-    assert (
-        '10.99.1.3 comment "box"'
-        in blue.run(*("nft", "list", "set", "inet", "niso", "ingress4")).stdout
-    )
-    assert "interrupted" not in blue.niso("ps").stdout
-    blue.run("ip", "-n", "niso-api", "link", "set", "eth0", "down")
-    done = blue.niso("net", "repair", check=False)
-    assert said in done.stderr and done.returncode == bool(said)
-    assert answer(blue, "10.99.1.2", 80)
-    if said == "a route of its own":
-        assert set(blue.run("ip", "route", netns="blue").stdout.splitlines()) >= {
-            route for route in routes.splitlines() if "dev x" not in route
-        }
-        assert pings(blue, "10.99.1.3")
-    assert blue.niso("net", "detach", "box").stdout == "box: detached\n"
-    blue.niso("net", "check")
+    own = [(changes, "a route of its own") for changes in OWN_ROUTES]
+    for changes, said in (*own, (RENAMED, "no network now"), (OTHER_BRIDGE, "")):
+        blue.niso(*ATTACH, "backend,interface=x")
+        for line in changes:
+            blue.run("ip", "-n", "blue", *line.split())
+        routes = blue.run("ip", "route", netns="blue").stdout
+        narrowed = blue.niso(*ATTACH, "backend", "--allow-from", "")
+        assert said in narrowed.stderr and bool(said) == bool(narrowed.stderr), changes
+        ingress = blue.run("nft", "list", "set", "inet", "niso", "ingress4").stdout
+        assert '10.99.1.3 comment "box"' in ingress, changes
+        assert "interrupted" not in blue.niso("ps").stdout
+        blue.run("ip", "-n", "niso-api", "link", "set", "eth0", "down")
+        done = blue.niso("net", "repair", check=False)
+        assert said in done.stderr and done.returncode == bool(said), changes
+        assert answer(blue, "10.99.1.2", 80)
+        if said == "a route of its own":
+            kept = {route for route in routes.splitlines() if "dev x" not in route}
+            assert {*blue.run("ip", "route", netns="blue").stdout.splitlines()} >= kept
+            assert pings(blue, "10.99.1.3")
+        assert blue.niso("net", "detach", "box").stdout == "box: detached\n"
+        blue.niso("net", "check")
+        blue.run("ip", "netns", "delete", "blue")
+        make_blue(blue)
 
 
 def test_both_families_and_nothing_that_the_kernel_would_add(lab: Lab) -> None:
@@ -333,19 +323,14 @@ def test_both_families_and_nothing_that_the_kernel_would_add(lab: Lab) -> None:
     lab.niso("activate", idle(lab, "api", network=on("backend")))
     lab.run("ip", "netns", "add", "blue")
     wanted = "backend,interface=net0,ip=10.99.1.77,ip=fd00:99:1::77"
-    attach = ("net", "attach", "box", "--netns", "/run/netns/blue", "--network", wanted)
-    assert lab.niso(*attach, "-p", "8080:80").stdout.startswith("box: attached  10.99.1.77, fd00:")
+    assert lab.niso(*ATTACH, wanted, "-p", "8080:80").stdout.startswith("box: attached  10.99.1.77, fd00:")
     (link,) = lab.ip_json("address", "show", "dev", "net0", netns="blue")
     own = {entry["local"] for entry in link["addr_info"]}
     assert own == {"10.99.1.77", "fd00:99:1::77"}  # and no fe80::
     routes = lab.ip_json("-6", "route", "show", "default", netns="blue")
     assert [route["gateway"] for route in routes] == ["fd00:99:1::1"]
-    for name, end in (
-        ("blue", "fd00:99:1::1"),
-        ("blue", "fd00:99:1::2"),
-        ("niso-api", "fd00:99:1::77"),
-    ):
-        lab.run("ping", "-6", "-c1", "-W2", end, netns=name)
+    for name, end in (("blue", "::1"), ("blue", "::2"), ("niso-api", "::77")):
+        lab.run("ping", "-6", "-c1", "-W2", f"fd00:99:1{end}", netns=name)
     hosts = lab.run("cat", "/run/niso/hosts/backend/hosts").stdout
     assert all(f"{end}  box.niso.local box\n" in hosts for end in own)
     dropped = lab.niso("net", "stats", "--json").stdout
@@ -524,8 +509,7 @@ def test_mark_that_a_container_gives_itself_deletes_nothing(blue: Lab) -> None:
 
 def test_default_route_of_an_internal_network_gives_way(blue: Lab) -> None:
     blue.niso("net", "create", "closed", "--internal", "--subnet", "10.99.2.0/24")
-    attach = ("net", "attach", "box", "--netns", "/run/netns/blue", "--network", "closed")
-    blue.niso(*attach, "-p", "8080:80")
+    blue.niso(*ATTACH, "closed", "-p", "8080:80")
 
     def way() -> str:
         return blue.run("ip", "route", "get", CLIENT, netns="blue").stdout.split(" src")[0]
@@ -546,7 +530,7 @@ def test_default_route_of_an_internal_network_gives_way(blue: Lab) -> None:
     blue.niso("net", "check")
     # of niso's networks, whatever their order
     for first, second in (("closed", "backend"), ("backend", "closed")):
-        blue.niso(*attach[:-1], first, "--network", second, "-p", "8080:80")
+        blue.niso(*ATTACH, first, "--network", second, "-p", "8080:80")
         assert way().startswith(f"{CLIENT} via 10.99.1.1 dev ")
         assert blue.client(BUSYBOX, "nc", "-w1", HOST, "8080", input="").stdout == f"box {CLIENT}\n"
         blue.niso("net", "check")
