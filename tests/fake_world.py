@@ -106,6 +106,14 @@ class World:
         self.store = Store.open()
         self.machine = self.machine._replace(store=self.store)
 
+    def reboot(self) -> None:
+        """Start the host again: only its disk is left."""
+        self.store.close()
+        with sqlite3.connect(paths.database()) as db:
+            db.execute("UPDATE meta SET value='another boot' WHERE key='world'")
+        shutil.rmtree(paths.run_dir(), ignore_errors=True)
+        self._use(Store.open())
+
     # --- what commands are given ---
 
     def package(self, name: str, below: str = "", **tables: dict[str, Any]) -> str:

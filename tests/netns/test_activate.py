@@ -12,7 +12,6 @@ import pytest
 import snapshots
 from conftest import Lab, assert_whole
 from services import (
-    CLIENT,
     HOST,
     address,
     answer,
@@ -68,61 +67,46 @@ def test_first_activation_makes_bridge_namespace_veth_address_and_default_route(
 
 
 @pytest.mark.rootless
-def test_process_runs_in_the_named_namespace_under_conmon_alone(lab: Lab) -> None:
-    lab.niso("activate", idle(lab, "api"))
-    pid = pid_of(lab, "api")
-    assert os.stat(lab.path(f"/proc/{pid}/ns/net")).st_ino == namespace(lab, "api")
+def test_process_runs_in_its_namespace_from_a_copy_and_may_bind_every_port(lab: Lab) -> None:
+    """No process of niso but conmon is left."""
+    api = echo(lab, "api", port=1)
+    lab.niso("activate", api, idle(lab, "worker"))
+    pid = pid_of(lab, "worker")
+    assert os.stat(lab.path(f"/proc/{pid}/ns/net")).st_ino == namespace(lab, "worker")
     listing = lab.run("ps", "-ww", "-eo", "comm=,args=").stdout.splitlines()
     known = (
         "conmon |niso-init |.* -m niso.lab |.*/lab_agent"  # the last where the clone is called niso
     )
     assert not [line for line in listing if "niso" in line and not re.match(known, line)]
-    assert len([line for line in listing if line.startswith("conmon")]) == 1
-
-
-@pytest.mark.rootless
-def test_service_may_bind_every_port_and_ping(lab: Lab) -> None:
-    lab.niso("activate", echo(lab, "api", port=1), idle(lab, "worker"))
-    pid = pid_of(lab, "worker")
+    assert len([line for line in listing if line.startswith("conmon")]) == 2
     assert answer(lab, address(lab, "api"), 1, "niso-worker") == f"api {address(lab, 'worker')}"
     status = lab.run("grep", "^CapEff", f"/proc/{pid}/status").stdout
     assert int(status.split()[1], 16) == 0
     assert "1 received" in lab.niso("exec", "worker", "--", "ping", "-c1", "-W2", "api").stdout
-
-
-@pytest.mark.rootless
-def test_package_is_a_read_only_copy_at_app_made_at_activation(lab: Lab) -> None:
-    folder = package(
-        lab, "api", "bin/run", files={"bin/run": "#!/bin/sh\nexec sleep 1000\n", "data": "first\n"}
-    )
-    lab.niso("activate", folder)
-    lab.write(f"{folder}/data", "second\n")
-    assert lab.niso("exec", "api", "--", "cat", "/app/data").stdout == "first\n"
-    done = lab.niso("exec", "api", "--", "sh", "-c", "pwd; echo x >/app/data", check=False)
+    # a package is a read-only copy at /app
+    text = lab.path(f"{api}/echo.py").read_text()
+    lab.write(f"{api}/echo.py", "changed since\n")
+    assert lab.niso("exec", "api", "--", "cat", "/app/echo.py").stdout == text
+    done = lab.niso("exec", "api", "--", "sh", "-c", "pwd; echo x >/app/echo.py", check=False)
     assert done.stdout == "/app\n" and "Read-only" in done.stderr
 
 
 @pytest.mark.rootless
-@pytest.mark.parametrize("user", [None, "web", "33:99"])
-def test_service_runs_from_its_own_rootfs_as_the_user_asked_for(lab: Lab, user: str | None) -> None:
-    folder = package(
-        lab,
-        "box",
-        "sh",
-        "-c",
-        "id; exec sleep 1000",
-        package={"rootfs": "rootfs"},
-        service={"user": user} if user else {},
-    )
-    busybox_rootfs(lab, f"{folder}/rootfs")
-    before = sorted(str(path) for path in lab.path(f"{folder}/rootfs").rglob("*"))
-    lab.niso("activate", folder)
-    said = lab.wait_for(lambda: lab.niso("logs", "box").stdout)
-    if user is None:
-        assert re.match(r"uid=19000000\d\d\(box\) gid=19000000\d\d", said)
-    else:
-        assert said.startswith("uid=33(web) gid=44(web)" if user == "web" else "uid=33(web) gid=99")
-    assert sorted(str(path) for path in lab.path(f"{folder}/rootfs").rglob("*")) == before
+def test_service_runs_from_its_own_rootfs_as_the_user_asked_for(lab: Lab) -> None:
+    users = {"box": None, "web": "web", "both": "33:99"}
+    folders = []
+    for name, user in users.items():
+        words = (lab, name, "sh", "-c", "id; exec sleep 1000")
+        service = {"user": user} if user else {}
+        folders.append(package(*words, package={"rootfs": "rootfs"}, service=service))
+        busybox_rootfs(lab, f"{folders[-1]}/rootfs")
+    before = sorted(str(path) for path in lab.path("/tmp/packages").rglob("*"))
+    lab.niso("activate", *folders)
+    said = {n: lab.wait_for(lambda n=n: lab.niso("logs", n).stdout) for n in users}
+    assert re.match(r"uid=19000000\d\d\(box\) gid=19000000\d\d", said["box"])
+    assert said["web"].startswith("uid=33(web) gid=44(web)")
+    assert said["both"].startswith("uid=33(web) gid=99")
+    assert sorted(str(path) for path in lab.path("/tmp/packages").rglob("*")) == before
     assert lab.niso("exec", "box", "--", "ls", "/bin/busybox").stdout == "/bin/busybox\n"
     assert lab.niso("exec", "box", "--", "ls", "/usr", check=False).returncode != 0
 
@@ -171,33 +155,19 @@ def test_several_services_run_images_in_one_shared_rootfs_that_none_can_change(l
         assert "package.rootfs" in refused(lab, "activate", "/tmp/packages/two")
 
 
-# --- what an argument means ------------------------------------------------------------------------------------------
-
-
-def test_argument_is_a_manifest_a_folder_or_a_known_service(lab: Lab) -> None:
-    folder = idle(lab, "api")
-    lab.niso("activate", f"{folder}/manifest.toml")
-    lab.niso("remove", "api")
-    lab.niso("activate", "api", cwd="/tmp/packages")
-    lab.niso("deactivate", "api")
-    lab.write(f"{folder}/manifest.toml", "this is no manifest")
-    # the known service, with the manifest of its last activation, which is said where both are
-    assert "./api" in lab.niso("activate", "api", cwd="/tmp/packages").stderr
-    assert not lab.niso("activate", "api", cwd="/tmp").stderr
-    assert ps(lab, "api")["status"] == "running"
-    assert "line 1, column 6" in refused(lab, "activate", "./api", cwd="/tmp/packages")
-    assert "'nothing'" in refused(lab, "activate", "nothing")
-
-
 # --- again ------------------------------------------------------------------------------------------------------------
 
 
-def test_changed_network_moves_the_endpoint(lab: Lab) -> None:
-    lab.niso(
-        "activate",
-        idle(lab, "api", network=on("backend")),
-        idle(lab, "peer", network=on("backend")),
-    )
+@pytest.mark.rootless
+def test_changed_networks_move_the_endpoints(lab: Lab) -> None:
+    back = on("backend")
+    lab.niso("activate", idle(lab, "api", network=back), idle(lab, "peer", network=back))
+    lab.niso("activate", idle(lab, "api", network={"networks": ["backend", "frontend"]}))
+    assert inside(lab, "api", "eth1")["addr_info"][0]["local"] == "10.99.2.2"
+    assert host_end(lab, "api", "eth1")["master"] == "niso-frontend"
+    lab.niso("activate", idle(lab, "api", network=on("backend")))
+    assert [link["ifname"] for link in lab.ip_json("link", netns="niso-api")] == ["lo", "eth0"]
+    assert not [link for link in lab.ip_json("link") if link.get("master") == "niso-frontend"]
     lab.niso("activate", idle(lab, "api", network=on("frontend")))
     assert inside(lab, "api", "eth0")["addr_info"][0]["local"] == "10.99.2.2"
     assert host_end(lab, "api")["master"] == "niso-frontend"
@@ -208,38 +178,14 @@ def test_changed_network_moves_the_endpoint(lab: Lab) -> None:
     assert "peer" not in lab.niso("exec", "api", "--", "cat", "/etc/hosts").stdout
 
 
-@pytest.mark.rootless
-def test_second_network_comes_and_goes_as_eth1(lab: Lab) -> None:
-    lab.niso("activate", idle(lab, "api", network=on("backend")))
-    lab.niso("activate", idle(lab, "api", network={"networks": ["backend", "frontend"]}))
-    assert inside(lab, "api", "eth1")["addr_info"][0]["local"] == "10.99.2.2"
-    assert host_end(lab, "api", "eth1")["master"] == "niso-frontend"
-    lab.niso("activate", idle(lab, "api", network=on("backend")))
-    assert [link["ifname"] for link in lab.ip_json("link", netns="niso-api")] == ["lo", "eth0"]
-    assert not [link for link in lab.ip_json("link") if link.get("master") == "niso-frontend"]
-
-
 def test_process_that_ended_for_good_leaves_its_service_active(lab: Lab) -> None:
-    lab.niso(
-        "activate",
-        package(
-            lab,
-            "job",
-            "sh",
-            "-c",
-            "echo begin; sleep 0.4; exit 3",
-            service={"restart": "no"},
-            network={"ports": ["8080:80"]},
-        ),
-    )
+    script = ("sh", "-c", "echo begin; sleep 0.4; exit 3")
+    network = {"ports": ["8080:80"]}
+    lab.niso("activate", package(lab, "job", *script, service={"restart": "no"}, network=network))
     lab.wait_for(lambda: ps(lab, "job")["status"] == "exited (3)")
     assert inside(lab, "job", "eth0")["addr_info"][0]["local"] == "10.99.0.2"
-    assert lab.niso("net", "ports").stdout.splitlines()[1].split() == [
-        "job",
-        "0.0.0.0:8080",
-        "80",
-        "tcp",
-    ]
+    published = "job 0.0.0.0:8080 80 tcp"
+    assert lab.niso("net", "ports").stdout.splitlines()[1].split() == published.split()
     assert_whole(lab)  # an end for good is as it should be
     lab.niso("restart", "job")
     assert lab.niso("logs", "job").stdout == "begin\nbegin\n"
@@ -248,36 +194,31 @@ def test_process_that_ended_for_good_leaves_its_service_active(lab: Lab) -> None
     assert lab.niso("logs", "job").stdout == "begin\n" * 3
 
 
-def test_unchanged_activation_puts_back_what_the_service_has_lost(lab: Lab) -> None:
-    folder = echo(lab, "api", network={"ports": ["8080:80"]})
-    lab.niso("activate", folder)
-    answer(lab, HOST, 8080, "client")
-    pid = pid_of(lab, "api")
-    lab.run("nft", "delete", "element", "inet", "niso", "publish_any4", "{ tcp . 8080 }")
-    lab.run("ip", "-n", "niso-api", "route", "delete", "default")
-    assert lab.niso("activate", folder).stdout.startswith("api: active")
-    assert answer(lab, HOST, 8080, "client") == f"api {CLIENT}"
-    assert pid_of(lab, "api") == pid
-
-
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 
 def test_remove_leaves_the_host_as_before_the_first_activation(lab: Lab) -> None:
+    """Also where much no longer exists."""
     before = snapshots.take(lab)
-    lab.niso(
-        "activate",
-        echo(lab, "api", network={"networks": ["backend", "frontend"], "ports": ["8080:80"]}),
-    )
-    lab.niso("activate", idle(lab, "worker", network=on("backend")))
-    answer(lab, HOST, 8080, "client")
-    lab.niso("deactivate", "--all")
-    lab.niso("remove", "api", "worker")
-    after = snapshots.take(lab)
-    store = after.pop("store")
-    assert {table: rows for table, rows in store.items() if rows and table != "meta"} == {}
     assert not before.pop("store")
-    assert snapshots.differences(before, after) == []
+    both = {"networks": ["backend", "frontend"], "ports": ["8080:80"]}
+    for is_damaged in (False, True):
+        lab.niso("activate", echo(lab, "api", network=both))
+        lab.niso("activate", idle(lab, "worker", network=on("backend")))
+        answer(lab, HOST, 8080, "client")
+        if is_damaged:
+            lab.run("kill", "-9", str(pid_of(lab, "api")))
+            lab.run("nft", "flush", "ruleset")
+            lab.run("ip", "netns", "delete", "niso-api")
+            lab.run("ip", "link", "delete", "niso-frontend")
+            lab.run("rm", "-r", "/run/niso/hosts", "/tmp/packages/api")
+        else:
+            lab.niso("deactivate", "--all")
+        lab.niso("remove", "api", "worker")
+        after = snapshots.take(lab)
+        store = after.pop("store")
+        assert {table: rows for table, rows in store.items() if rows and table != "meta"} == {}
+        assert snapshots.differences(before, after) == []
 
 
 def test_process_gets_the_stop_signal_of_its_manifest(lab: Lab) -> None:
@@ -289,38 +230,6 @@ def test_process_gets_the_stop_signal_of_its_manifest(lab: Lab) -> None:
     for number, command in enumerate(("restart", "deactivate"), 1):
         lab.niso(command, "api")
         assert lab.niso("logs", "api").stdout == "got INT\n" * number
-
-
-def test_remove_succeeds_and_leaves_nothing_where_much_is_gone_already(lab: Lab) -> None:
-    before = snapshots.take(lab)
-    lab.niso(
-        "activate",
-        echo(lab, "api", network={"networks": ["backend", "frontend"], "ports": ["8080:80"]}),
-    )
-    lab.run("kill", "-9", str(pid_of(lab, "api")))
-    lab.run("nft", "flush", "ruleset")
-    lab.run("ip", "netns", "delete", "niso-api")
-    lab.run("ip", "link", "delete", "niso-frontend")
-    lab.run("rm", "-r", "/run/niso/hosts", "/tmp/packages/api")
-    lab.niso("remove", "api")
-    after = snapshots.take(lab)
-    assert {
-        table: rows for table, rows in after.pop("store").items() if rows and table != "meta"
-    } == {}
-    assert not before.pop("store")
-    assert snapshots.differences(before, after) == []
-
-
-def test_restart_keeps_namespace_address_and_ports(lab: Lab) -> None:
-    lab.niso("activate", echo(lab, "api", network={"ports": ["8080:80"]}))
-    answer(lab, HOST, 8080, "client")
-    pid, inode, link = pid_of(lab, "api"), namespace(lab, "api"), inside(lab, "api", "eth0")
-    assert lab.niso("restart", "api").stdout == "api: restarted\n"
-    assert pid_of(lab, "api") != pid
-    assert (namespace(lab, "api"), inside(lab, "api", "eth0")) == (inode, link)
-    assert answer(lab, HOST, 8080, "client") == f"api {CLIENT}"
-    lab.niso("deactivate", "api")
-    assert "'api' is not active" in refused(lab, "restart", "api")
 
 
 def test_activation_in_a_mount_namespace_of_its_own_warns_that_names_are_hidden(lab: Lab) -> None:

@@ -323,7 +323,9 @@ def test_both_families_and_nothing_that_the_kernel_would_add(lab: Lab) -> None:
     lab.niso("activate", idle(lab, "api", network=on("backend")))
     lab.run("ip", "netns", "add", "blue")
     wanted = "backend,interface=net0,ip=10.99.1.77,ip=fd00:99:1::77"
-    assert lab.niso(*ATTACH, wanted, "-p", "8080:80").stdout.startswith("box: attached  10.99.1.77, fd00:")
+    assert lab.niso(*ATTACH, wanted, "-p", "8080:80").stdout.startswith(
+        "box: attached  10.99.1.77, fd00:"
+    )
     (link,) = lab.ip_json("address", "show", "dev", "net0", netns="blue")
     own = {entry["local"] for entry in link["addr_info"]}
     assert own == {"10.99.1.77", "fd00:99:1::77"}  # and no fe80::

@@ -157,31 +157,33 @@ def _capability(lab: Lab) -> str:
     return echo(lab, "api", isolation={"capabilities": ["NET_RAW"]}, network={"ports": ["8080:80"]})
 
 
-@pytest.mark.parametrize("change", [_environment, _arguments, _content, _volume, _capability])
+CHANGES = (_environment, _arguments, _content, _volume, _capability)
+
+
 def test_what_the_process_itself_sees_restarts_it_in_the_same_namespace(
-    lab: Lab, shown: Any, change: Any
+    lab: Lab, shown: Any
 ) -> None:
     lab.niso("activate", echo(lab, "api", network={"ports": ["8080:80"]}))
-    known = Known(lab, "api")
-    steps = shown(change(lab))
-    if change is _capability:  # raw sockets: a limit of fragments, and checksums by software
-        assert steps.pop(0).startswith("nft 'add element bridge niso fragments ")
-        assert "ethtool -K eth0 tx off" in steps.pop(0)
-    assert [step for step in steps if not step.startswith("copy package")] == [
-        "stop api",
-        steps[-1],
-    ]
-    assert steps[-1].startswith("start api:")
+    for change in CHANGES:
+        known = Known(lab, "api")
+        steps = shown(change(lab))
+        if change is _capability:  # raw sockets: a limit of fragments, and checksums by software
+            assert steps.pop(0).startswith("nft 'add element bridge niso fragments ")
+            assert "ethtool -K eth0 tx off" in steps.pop(0)
+        stop, start = [step for step in steps if not step.startswith("copy package")]
+        assert stop == "stop api" and start == steps[-1] and start.startswith("start api:")
+        assert not known.same_process() and known.same_network()
+        assert answer(lab, HOST, 8080, "client").split()[1] == "192.0.2.2"
+        if change is _content:
+            assert "# another one" in lab.niso("exec", "api", "--", "cat", "/app/echo.py").stdout
+            # the former copy is kept for niso rollback
+            assert len(os.listdir(lab.path("/var/lib/niso/packages/api"))) == 2
+        if change is _environment:
+            assert "LEVEL=debug" in environment_of(lab, pid_of(lab, "api"))
+        if change is _volume:
+            lab.niso("exec", "api", "--", "touch", "/data/kept")
+    assert lab.niso("restart", "api").stdout == "api: restarted\n"
     assert not known.same_process() and known.same_network()
-    assert answer(lab, HOST, 8080, "client").split()[1] == "192.0.2.2"
-    if change is _content:
-        assert "# another one" in lab.niso("exec", "api", "--", "cat", "/app/echo.py").stdout
-        # the former copy is kept for niso rollback
-        assert len(os.listdir(lab.path("/var/lib/niso/packages/api"))) == 2
-    if change is _environment:
-        assert "LEVEL=debug" in environment_of(lab, pid_of(lab, "api"))
-    if change is _volume:
-        lab.niso("exec", "api", "--", "touch", "/data/kept")
 
 
 def test_new_network_is_plugged_in_while_the_process_runs_and_connections_live_on(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,12 +14,15 @@ from fake_world import Steps, World
 from pages import ROOT
 from refusals import refuses
 
+from niso.base import paths
 from niso.base.errors import Conflict, Error, ProcessError
 from niso.base.report import WarningEvent
 from niso.change import boot, outside_names_refresh, warnings
 from niso.change.deactivate import deactivate
 from niso.engines import pod_agent
 from niso.kernel.kinds import tunnels
+from niso.kernel.kinds.sysctls import FORWARDING, FORWARDING6
+from niso.kernel.sockets import Listener
 from niso.runtime.units import drop_in, unit_file
 
 API = unit_file("api")
@@ -281,4 +286,157 @@ def test_restore_ends_what_another_command_has_left_even_with_nothing_enabled(wo
     assert [intent.service for intent in world.store.intents()] == ["api"]
     boot.restore(world.machine, 5.0)
     assert world.store.intents() == []
+    world.assert_whole()
+
+
+# --- reboots ---------------------------------------------------------------------------------------------------------
+
+
+def statuses(world: World) -> dict[str, str]:
+    rows = json.loads(world.niso("ps", "--json").stdout)
+    return {row["service"]: row["status"] for row in rows}
+
+
+@pytest.mark.parametrize("taker", ["aaa", "worker"])
+def test_port_that_a_forward_took_stays_where_it_is_over_a_reboot(world: World, taker: str) -> None:
+    """Whichever name comes first."""
+    world.processes.units.is_init = False
+    api = {"ports": ["8080:80", "8081:80"]}
+    world.niso("activate", world.package("api", network=api), world.package(taker))
+    world.niso("enable", "api", taker)
+    world.niso("port-forward", taker, "8080:80", "--take-over")
+    again = world.niso("activate", "api")
+    assert again.stdout.startswith("api: already active") and "ports: 8081→80\n" in again.stdout
+    assert f"api: host port 8080/tcp is not published: it is forwarded to {taker!r}" in again.stderr
+    world.reboot()
+    world.niso("restore")
+    assert world.niso("restore").stdout.count("already active") == 2
+    assert (world.ports(taker), world.ports("api")) == (["8080:80"], ["8081:80"])
+    world.assert_whole()
+    # the port returns once the forward has ended
+    world.niso("deactivate", "api")
+    world.niso("activate", "api")
+    assert world.ports(taker) == ["8080:80"]
+    world.niso("deactivate", taker)
+    assert world.niso("activate", "api").stderr == ""
+    assert world.ports("api") == ["8080:80", "8081:80"]
+    world.assert_whole()
+
+
+def test_service_that_was_active_and_is_not_enabled_is_inactive(world: World) -> None:
+    world.niso("activate", world.package("api", network=WEB))
+    world.niso("port-forward", "api", "9000:80")
+    leases = world.store.leases("api")
+    world.reboot()
+    assert statuses(world) == {"api": "inactive"}
+    world.niso("net", "repair")
+    assert statuses(world) == {"api": "inactive"}
+    assert world.niso("restore").stdout == "no service is enabled\n"
+    world.niso("activate", "api")
+    assert world.store.leases("api") == leases
+    assert world.ports("api") == ["8080:80", "9000:80"]
+    world.assert_whole()
+    # a deactivation ends forwards that a reboot kept
+    world.reboot()
+    world.niso("deactivate", "api")
+    world.niso("activate", "api")
+    assert world.ports("api") == ["8080:80"]
+
+
+def test_forwarding_goes_back_to_what_this_boot_had(world: World) -> None:
+    world.niso("net", "create", "both", "--ipv6")
+    world.niso("activate", world.package("api", network={"network": "both"}))
+    world.reboot()
+    keys = (("", FORWARDING), ("", FORWARDING6))
+    world.kernel.sysctls |= dict.fromkeys(keys, "1")
+    world.niso("activate", "api")
+    assert not [element for element in world.kernel.elements if "closed" in element]
+    world.niso("deactivate", "api")
+    assert {world.kernel.sysctls[key] for key in keys} == {"1"}
+
+
+def test_restore_does_what_can_be_done_and_names_the_rest(world: World) -> None:
+    ports = {"api": 8080, "db": 5432, "web": 8000}
+    folders = [world.package(n, network={"ports": [f"{p}:80"]}) for n, p in ports.items()]
+    world.niso("activate", *folders)
+    world.processes.units.is_init = False
+    world.niso("enable", *ports)
+    world.reboot()
+    world.kernel.listening["tcp"] = [Listener(4, "0.0.0.0", 5432, 0)]
+    shutil.rmtree(f"{paths.state_dir()}/packages/web")
+    said = world.refused("restore")
+    assert "db: " in said and "5432/tcp is used by" in said
+    assert "web: its package copy" in said and "niso: api" not in said
+    assert statuses(world) == {"api": "running", "db": "inactive", "web": "inactive"}
+
+
+def test_forward_that_another_service_took_since_keeps_the_service_inactive(world: World) -> None:
+    world.processes.units.is_init = False
+    world.niso("activate", world.package("api"), world.package("web"))
+    world.niso("enable", "api")
+    for port in ("9000:80", "9001:80"):
+        world.niso("port-forward", "api", port)
+    world.reboot()
+    world.niso("activate", "web")
+    world.niso("port-forward", "web", "9000:80")
+    said = world.refused("restore")
+    assert "port-forward 9000:80: host port 9000/tcp is published by 'web'" in said
+    assert statuses(world)["api"] == "inactive"
+    world.niso("port-forward", "api", "9000:80", "--remove")
+    world.niso("restore")
+    assert (world.ports("web"), world.ports("api")) == (["9000:80"], ["9001:80"])
+    world.assert_whole()
+
+
+def interrupted_activation(world: World) -> tuple[str, ...]:
+    """Return a command that moves api, changes loose and adds a service."""
+    new = {"network": "frontend", "ports": ["8081:80"]}
+    return (
+        "activate",
+        world.package("loose", environment={"NEW": "1"}),
+        world.package("api", network=new),
+        world.package("new", network={"network": "frontend", "ports": ["8082:80"]}),
+    )
+
+
+@pytest.mark.parametrize("number", range(1, 52, 6))
+def test_activation_that_was_cut_off_is_undone_after_a_reboot(world: World, number: int) -> None:
+    world.processes.units.is_init = False
+    api = world.package("api", network={"network": "backend", **WEB})
+    world.niso("activate", api, world.package("loose"))
+    world.niso("enable", "api")
+    leases = world.store.leases("api")
+    command = interrupted_activation(world)
+    assert not Steps(world, number, True).run(lambda: world.niso(*command))
+    world.reboot()
+    assert {*statuses(world).values()} == {"inactive"}
+    world.niso("restore")
+    assert statuses(world) == {"api": "running", "loose": "inactive"}
+    assert world.store.leases("api") == leases and world.ports("api") == ["8080:80"]
+    world.assert_whole()
+
+
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        *((("deactivate", "api"), number) for number in (4, 8)),
+        *((("remove", "api"), number) for number in (4, 8)),
+        *((("port-forward", "api", "9000:80"), number) for number in (3, 5)),
+    ],
+)
+def test_command_that_was_cut_off_is_finished_after_a_reboot(
+    world: World, command: tuple[str, ...], number: int
+) -> None:
+    world.processes.units.is_init = False
+    world.niso("activate", world.package("api"), world.package("web"))
+    world.niso("enable", "api")
+    assert not Steps(world, number, True).run(lambda: world.niso(*command))
+    world.reopen()
+    assert [intent.service for intent in world.store.intents()] == ["api"]
+    world.reboot()
+    assert {*statuses(world).values()} == {"inactive"}
+    world.niso("restore")
+    api = {} if command[0] == "remove" else {"api": "running"}
+    assert statuses(world) == {**api, "web": "inactive"}
+    assert world.ports("api") == [word for word in command if ":" in word]
     world.assert_whole()

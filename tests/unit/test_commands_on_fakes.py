@@ -78,6 +78,31 @@ def test_unchanged_service_takes_no_step(world: World) -> None:
     assert not outcome.changed
     assert (world.kernel.done[done:], world.processes.done) == ([], ran)
     assert world.picture() == before
+    # what the service has lost is put back
+    published = next(key for key in world.kernel.elements if "publish_any4" in key)
+    del world.kernel.elements[published]
+    (outcome,) = world.activate(manifest)
+    assert world.processes.done == ran
+    assert world.picture() == before
+
+
+def test_argument_is_a_manifest_a_folder_or_a_known_service(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = world.package("api")
+    monkeypatch.chdir(world.folder)
+    world.niso("activate", manifest)
+    world.niso("remove", "api")
+    world.niso("activate", "api")
+    world.niso("deactivate", "api")
+    Path(manifest).write_text("this is no manifest")
+    # the known service, with the manifest of its last activation; a folder of this name is named
+    assert "./api" in world.niso("activate", "api").stderr
+    assert "line 1, column 6" in world.refused("activate", "./api")
+    monkeypatch.chdir("/")
+    assert not world.niso("activate", "api").stderr
+    assert world.pid("api")
+    assert "'nothing'" in world.refused("activate", "nothing")
 
 
 def test_new_port_leaves_the_process_alone(world: World) -> None:
