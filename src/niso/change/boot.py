@@ -138,12 +138,10 @@ def timer_text(service: str, state_id: str, schedule: str) -> str:
 
 def _refuse_foreign(units: Units, store: Store, service: str) -> None:
     file, hint = systemd.unit_file(service), "give the service another name"
-    text = units.read(file)
-    if text is None and service in RESERVED:
+    if units.read(file) is None and service in RESERVED:
         raise Conflict(f"{systemd.unit_of(service)} is a unit of niso itself", hint)
-    for path in (file, systemd.timer_file(service)):
-        text = units.read(path)
-        systemd.refuse_foreign(path, text, _MARK + store.state_id(), f"move it away, or {hint}")
+    paths = (file, systemd.timer_file(service))
+    systemd.refuse_foreign(units, paths, _MARK + store.state_id(), f"move it away, or {hint}")
 
 
 def _refuse_alone(store: Store, row: ServiceRow, together: Iterable[str]) -> None:
@@ -472,8 +470,7 @@ GUARD = "niso firewall enable"
 
 def is_guarded(machine: Machine) -> bool:
     """Return whether systemd repairs niso's rules after each start of nftables.service."""
-    text = machine.processes.units.read(systemd.drop_in(_UNITS[0]))
-    return text is not None and text.startswith(_FIREWALL_MARK)
+    return bool(systemd.ours(machine.processes.units, _drop_ins()[:1], _FIREWALL_MARK))
 
 
 def enable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
@@ -487,33 +484,24 @@ def enable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
     if not units.booted():
         hint = "let the script that loads the firewall run niso net repair --kernel"
         raise Error("systemd did not boot this machine", hint)
-    text = _text(state_id)
-    texts = {unit: units.read(systemd.drop_in(unit)) for unit in _UNITS}
-    for unit, now in texts.items():
-        systemd.refuse_foreign(systemd.drop_in(unit), now, _FIREWALL_MARK + state_id)
-    done = [Marked(unit, texts[unit] != text, systemd.drop_in(unit)) for unit in _UNITS]
-    for guarded in done:
-        if guarded.changed:
-            report(systemd.ChangingUnit("write", systemd.drop_in(guarded.service)))
-            units.write(systemd.drop_in(guarded.service), text)
-    if any(guarded.changed for guarded in done):
-        units.reload()
-    return done
+    systemd.refuse_foreign(units, _drop_ins(), _FIREWALL_MARK + state_id)
+    return _marked(systemd.put(units, dict.fromkeys(_drop_ins(), _text(state_id)), report))
 
 
 def disable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
     """Remove the drop-ins that `enable_firewall` has written for this state folder."""
-    units, state_id = machine.processes.units, machine.store.state_id()
-    done = []
-    for unit in _UNITS:
-        is_ours = (units.read(systemd.drop_in(unit)) or "").startswith(_FIREWALL_MARK + state_id)
-        if is_ours:
-            report(systemd.ChangingUnit("remove", systemd.drop_in(unit)))
-            units.delete(systemd.drop_in(unit))
-        done.append(Marked(unit, is_ours, systemd.drop_in(unit)))
-    if any(guarded.changed for guarded in done) and units.booted():
-        units.reload()
-    return done
+    units = machine.processes.units
+    own = systemd.ours(units, _drop_ins(), _FIREWALL_MARK + machine.store.state_id())
+    systemd.drop(units, own, report)
+    return _marked(own)
+
+
+def _drop_ins() -> list[str]:
+    return [systemd.drop_in(unit) for unit in _UNITS]
+
+
+def _marked(changed: list[str]) -> list[Marked]:
+    return [Marked(n, path in changed, path) for n, path in zip(_UNITS, _drop_ins(), strict=True)]
 
 
 # --- supervision by systemd after a start ---------------------------------------------------------

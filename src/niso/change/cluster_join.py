@@ -29,8 +29,9 @@ from niso.cluster.etcd import Etcd, Reach
 from niso.cluster.invitation import Invitation
 from niso.cluster.key_values import Cluster, HostEntry, require_family
 from niso.cluster.membership import ClusterKeys
+from niso.runtime import units as systemd
 from niso.runtime.machine import Machine
-from niso.runtime.units import WANTED_BY, ChangingUnit, agent, refuse_foreign, unit_file, wake_agent
+from niso.runtime.units import WANTED_BY, ChangingUnit, agent, unit_file, wake_agent
 
 LOCK = "niso.cluster"
 LOCK_S = 60.0
@@ -494,8 +495,8 @@ def unit_text(which: str, state_id: str) -> str:
 def require_free(machine: Machine, which: str) -> None:
     """Raise Conflict if the unit of the agent or etcd was not written for this state folder."""
     units = machine.processes.units
-    text = units.read(unit_file(which)) if units.booted() else None
-    refuse_foreign(unit_file(which), text, f"{_MARK}{machine.store.state_id()}")
+    if units.booted():
+        systemd.refuse_foreign(units, [unit_file(which)], _MARK + machine.store.state_id())
 
 
 def start_agent(machine: Machine, report: Report) -> None:
@@ -530,8 +531,7 @@ def pause_etcd(machine: Machine) -> None:
 def end(machine: Machine, which: str, report: Report) -> None:
     """Stop the agent or etcd, and remove its unit if niso wrote the unit. Raises Error."""
     units = machine.processes.units
-    text = units.read(unit_file(which)) if units.booted() else None
-    if text is not None and text.startswith(_MARK):
+    if units.booted() and systemd.ours(units, [unit_file(which)], _MARK):
         units.stop([which])
         units.remove([which])
         report(ChangingUnit("remove", unit_file(which)))
@@ -543,8 +543,6 @@ def _start_unit(machine: Machine, which: str, report: Report) -> None:
     units = machine.processes.units
     require_free(machine, which)
     text = unit_text(which, machine.store.state_id())
-    if units.read(unit_file(which)) != text:
-        units.write(unit_file(which), text)
-        report(ChangingUnit("write", unit_file(which)))
+    systemd.put(units, {unit_file(which): text}, report)
     units.enable([which])
     units.start([which])

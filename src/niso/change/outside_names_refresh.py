@@ -21,8 +21,9 @@ from niso.plan.dns_answers import DnsAnswer, after, barred, forbidden_addresses
 from niso.plan.records import FORMER, NOW, Forbids, Outside
 from niso.plan.subnets import DEFAULT_POOL, unique_local
 from niso.reconcile.change import change, repair
+from niso.runtime import units as systemd
 from niso.runtime.machine import Machine
-from niso.runtime.units import UNITS, ChangingUnit, command, environment
+from niso.runtime.units import UNITS, command, environment
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -275,27 +276,19 @@ def supervise(machine: Machine, report: Report = silent) -> None:
     store, units = machine.store, machine.processes.units
     if not units.booted():
         return
-    known = units.read(_path(TIMER))
-    mine = known is not None and known.startswith(_MARK + store.state_id())
+    mine = systemd.ours(units, [_path(TIMER)], _MARK + store.state_id())
     if not (mine or store.names_outside()):
         return
     wanted = any(on and store.names_outside(name) for name, _, on in store.service_names())
-    files = texts(store.state_id())
+    files = {_path(name): text for name, text in texts(store.state_id()).items()}
     if mine and not wanted:
-        report(ChangingUnit("remove", _path(TIMER)))
         units.stop_unit(TIMER)
-        for name in reversed(files):
-            units.delete(_path(name))
-        units.reload()
-    elif wanted and known is not None and not mine:
+        systemd.drop(units, [*reversed(files)], report)
+    elif wanted and not mine and units.read(_path(TIMER)) is not None:
         text = f"{_path(TIMER)} was not made for this state folder, so nothing resolves the"
         hint = "call niso net refresh from cron"
         report(WarningEvent(f"{text} outside names of its services", (hint,)))
-    elif wanted and any(units.read(_path(name)) != text for name, text in files.items()):
-        report(ChangingUnit("write", _path(TIMER)))
-        for name, text in files.items():
-            units.write(_path(name), text)
-        units.reload()
+    elif wanted and systemd.put(units, files, report):
         units.stop_unit(TIMER)
         units.start_unit(TIMER)
 

@@ -12,16 +12,12 @@ from collections.abc import Sequence
 
 from niso.base import names, paths
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
-from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.report import Report, WarningEvent, silent
 from niso.change import attach as change_attach
 from niso.change.attach import Attachment, Request, current
 from niso.runtime import units as systemd
 from niso.runtime.machine import Machine
-from niso.runtime.units import ChangingUnit, command, drop_in
-
-if TYPE_CHECKING:
-    pass
+from niso.runtime.units import command, drop_in
 
 OWNER = "systemd"
 """The owner of attachments for systemd units. Their id is the name of the ordinary unit."""
@@ -110,18 +106,14 @@ def attach(
         drop_in(unit): _drop_in_text(name, store.state_id()),
     }
     texts = {path: units.read(path) for path in wanted}
-    for path, text in texts.items():
-        systemd.refuse_foreign(path, text, _MARK + store.state_id())
+    systemd.refuse_foreign(units, wanted, _MARK + store.state_id())
     _refuse_other(name, unit, texts[_file(name)], texts[drop_in(unit)])
     before = current(store, name)
     done = change_attach.attach(machine, request, report)
     try:
         # the drop-in last: systemd stops a unit that is bound to an inactive unit
         for path, text in wanted.items():
-            if text != texts[path]:
-                report(ChangingUnit("write", path))
-                units.write(path, text)
-                units.reload()
+            systemd.put(units, {path: text}, report)
             if not path.endswith(".conf"):
                 units.start_unit(os.path.basename(path))
     except BaseException:
@@ -170,10 +162,10 @@ def _undo(
 def unit_of(machine: Machine, attachment: str) -> str | None:
     """Return the name of the ordinary unit that runs in an attachment's namespace, or None."""
     units = machine.processes.units
-    text = units.read(_file(attachment)) if units.booted() else None
-    if text is None or not text.startswith(_MARK + machine.store.state_id()):
+    mark = _MARK + machine.store.state_id()
+    if not (units.booted() and systemd.ours(units, [_file(attachment)], mark)):
         return None
-    of = _OF.search(text)
+    of = _OF.search(units.read(_file(attachment)) or "")
     return of[1] if of is not None else None
 
 
@@ -185,17 +177,14 @@ def detach(machine: Machine, name: str, unit: str, report: Report = silent) -> N
     namespace, which no longer has a network. Raises Error.
     """
     units = machine.processes.units
-    dropped = units.read(drop_in(unit)) or ""
-    if dropped.startswith(_MARK + machine.store.state_id()) and _binds(dropped, name):
-        report(ChangingUnit("remove", drop_in(unit)))
-        units.delete(drop_in(unit))
-        units.reload()  # the unit is no longer bound to the network's unit, so it keeps running
+    if _binds(units.read(drop_in(unit)) or "", name):
+        own = systemd.ours(units, [drop_in(unit)], _MARK + machine.store.state_id())
+        # afterwards the unit is no longer bound to the network's unit, so it keeps running
+        systemd.drop(units, own, report)
     if units.is_active(unit):
         report(
             WarningEvent(f"{unit} has no network now, and that of the host from its next start on")
         )
     units.stop_unit(network_unit(name))
     change_attach.detach(machine, name, unit, report)
-    report(ChangingUnit("remove", _file(name)))
-    units.delete(_file(name))
-    units.reload()
+    systemd.drop(units, [_file(name)], report)

@@ -30,7 +30,7 @@ from niso.plan.policy_elements import cost
 from niso.plan.records import Policy
 from niso.runtime import units as systemd
 from niso.runtime.machine import Machine
-from niso.runtime.units import KUBERNETES, UNITS, ChangingUnit, Following, refuse_foreign
+from niso.runtime.units import KUBERNETES, UNITS, Following
 from niso.store.attached_rows import AttachedRow, requested_settings
 from niso.store.store import Store
 
@@ -354,32 +354,19 @@ def enable(machine: Machine, config: str, report: Report = silent) -> bool:
             "systemd did not boot this machine", "start niso kubernetes at boot", "--enable"
         )
     texts = unit_texts(config, state_id)
-    there = {path: units.read(path) for path in texts}
-    for path, text in there.items():
-        refuse_foreign(path, text, _MARK + state_id)
-    changed = there != texts
+    systemd.refuse_foreign(units, texts, _MARK + state_id)
+    changed = systemd.put(units, texts, report)
     if changed:
-        report(ChangingUnit("write", os.path.join(UNITS, UNIT)))
-        for path, text in texts.items():
-            units.write(path, text)
-        units.reload()
         units.stop_unit(UNIT)
     units.start_unit(UNIT)
-    return changed
+    return bool(changed)
 
 
 def disable(machine: Machine, report: Report = silent) -> bool:
     """Stop and remove the agent's systemd unit. Return False if this state folder has none."""
-    units, state_id = machine.processes.units, machine.store.state_id()
-    mark = _MARK + state_id
-    own = [path for path in unit_texts("", "") if (units.read(path) or "").startswith(mark)]
-    if not own:
-        return False
-    report(ChangingUnit("remove", os.path.join(UNITS, UNIT)))
-    if units.booted():
+    units = machine.processes.units
+    own = systemd.ours(units, unit_texts("", ""), _MARK + machine.store.state_id())
+    if own and units.booted():
         units.stop_unit(UNIT)
-    for path in own:
-        units.delete(path)
-    if units.booted():
-        units.reload()
-    return True
+    systemd.drop(units, own, report)
+    return bool(own)

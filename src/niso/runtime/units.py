@@ -21,14 +21,14 @@ import os
 import select
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from niso.base import files, paths
 from niso.base.errors import Conflict, Error, ProcessError
 from niso.base.locks import service_lock
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.native import socket
-from niso.base.report import event_class
+from niso.base.report import Report, event_class, silent
 from niso.base.signals import heed_signals, keep_only, signals_blocked
 from niso.runtime import status
 from niso.runtime.cgroups import keep_in, move, pids_in, roots
@@ -366,10 +366,7 @@ class Units:
         own = "ExecStart=:" + " ".join(map(quoted, words))
         lines = [own if line.startswith("ExecStart=") else line for line in lines]
         text = "\n".join(lines).replace("Restart=always", "Restart=on-failure")
-        path = os.path.join(UNITS, HEALTH_UNIT)
-        if self.read(path) != text:
-            self.write(path, text)
-            self.reload()
+        put(self, {os.path.join(UNITS, HEALTH_UNIT): text})
         self.start_unit(HEALTH_UNIT)
 
     # --- running units of services ---
@@ -465,14 +462,44 @@ they start before niso, niso records that forwarding was already on.
 """
 
 
-def refuse_foreign(path: str, text: str | None, mark: str, hint: str = "move it away") -> None:
+def ours(units: Units, paths: Iterable[str], mark: str) -> list[str]:
+    """Return the paths of unit files and drop-ins that begin with ``mark``: niso wrote them."""
+    return [path for path in paths if (units.read(path) or "").startswith(mark)]
+
+
+def refuse_foreign(
+    units: Units, paths: Iterable[str], mark: str, hint: str = "move it away"
+) -> None:
     """Raise Conflict if a unit file or drop-in exists that does not belong to this state folder.
 
-    ``text`` is the content of the file, or None if there is no file. A file that niso has written
-    for this state folder begins with ``mark``.
+    A file that niso has written for this state folder begins with ``mark``.
     """
-    if text is not None and not text.startswith(mark):
-        raise Conflict(f"{path} already exists and was not made for this state folder", hint)
+    for path in paths:
+        if units.read(path) is not None and not ours(units, [path], mark):
+            raise Conflict(f"{path} already exists and was not made for this state folder", hint)
+
+
+def put(units: Units, texts: Mapping[str, str], report: Report = silent) -> list[str]:
+    """Write missing and outdated unit files and drop-ins. Return the paths of the written files.
+
+    ``texts`` maps paths to contents. The caller has refused foreign files. Raises Error.
+    """
+    changed = [path for path, text in texts.items() if units.read(path) != text]
+    for path in changed:
+        report(ChangingUnit("write", path))
+        units.write(path, texts[path])
+    if changed:
+        units.reload()
+    return changed
+
+
+def drop(units: Units, paths: Collection[str], report: Report) -> None:
+    """Delete unit files and drop-ins that niso has written. Raises Error."""
+    for path in paths:
+        report(ChangingUnit("remove", path))
+        units.delete(path)
+    if paths and units.booted():
+        units.reload()
 
 
 def drop_in(unit: str) -> str:
