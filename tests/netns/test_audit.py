@@ -205,35 +205,3 @@ def test_audit_without_an_end(shop: Shop) -> None:
     shop.policy("db", {"allow_from": []})
     assert elements() == [] and shop.reach("web", "db") == set()
     assert_whole(lab)
-
-
-def test_warnings_before_harm(lab: Lab) -> None:
-    lab.niso("activate", idle(lab, "frontend"))
-    rules: dict[str, dict[str, Any]] = {
-        "network": {"dns": ["192.0.2.53", "2001:db8::53"]},
-        "network.policy": {"allow_from": ["fronted:80", "network:nowhere"]},
-        "network.policy.egress": {"allow": ["frontend", "0.0.0.0/0:443"]},
-    }
-    done = lab.niso("activate", idle(lab, "db", **rules))
-    for said in (
-        done.stderr,
-        lab.niso("net", "check").stderr,
-        lab.niso("net", "check", "db").stderr,
-    ):
-        assert "allow_from[0] ('fronted:80') matches nobody: no service is called 'fronted'" in said
-        assert "did you mean 'frontend'?" in said
-        assert "there is no network 'nowhere'" in said
-        (denied,) = (line for line in said.splitlines() if "denies its name server" in line)
-        assert "denies its name server 192.0.2.53" in denied and "2001:db8::53" not in denied
-        assert 'add "192.0.2.53:53" to network.policy.egress.allow' in said
-    rules["network.policy"]["allow_from"] = ["frontend:80"]
-    rules["network.policy.egress"]["allow"] = ["frontend", "192.0.2.53:53/udp", "0.0.0.0/0:443"]
-    assert lab.niso("activate", idle(lab, "db", **rules)).stderr == ""
-    # who may connect to services alone needs no name server, nor does who has the names of others
-    for allowed in (["frontend"], ["frontend", "api.example.com:443"]):
-        rules["network.policy.egress"]["allow"] = allowed
-        done = lab.niso("activate", idle(lab, "db", **rules))
-        assert "its name server" not in done.stderr
-    rules["network.policy.egress"]["allow"] = ["0.0.0.0/0:443", "api.example.com:443"]
-    done = lab.niso("activate", idle(lab, "db", **rules))
-    assert "denies its name server 192.0.2.53" in done.stderr

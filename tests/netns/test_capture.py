@@ -10,57 +10,13 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
-from typing import cast
 
 import pytest
 from conftest import Lab
+from pcapng import blocks
 from services import BUSYBOX, answer, ask, echo, idle, on
 
-from niso.kernel.packet_events import Dropped
-from niso.look import capture, drops
-from niso.plan.verdict import PolicyContext
-
 PATH = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-BLOCKS = {0x0A0D0D0A: "section", 4: "names", 1: "interface", 6: "packet"}
-
-
-def blocks(data: bytes) -> list[tuple[str, bytes]]:
-    found = []
-    while data:
-        kind, size = struct.unpack_from("=II", data)
-        assert data[size - 4 : size] == struct.pack("=I", size) and size % 4 == 0
-        found.append((BLOCKS[kind], data[8 : size - 4]))
-        data = data[size:]
-    return found
-
-
-def test_pcap_that_comes_in_pieces_becomes_pcapng_with_names() -> None:
-    packets = [b"first", b"second packet"]
-    pcap = struct.pack("=IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 262144, 276)
-    for at, packet in enumerate(packets):
-        pcap += struct.pack("=IIII", 1_700_000_000 + at, 5, len(packet), 99) + packet
-    names = {"10.99.1.2": "db", "fd00::2": "db"}
-    file = capture.CaptureFile(names, lambda time: "why" if time % 2 else "", most=3)
-    convert, other = file.converter("db"), file.converter("api")
-    whole = b"".join(convert(pcap[i : i + 1]) for i in range(len(pcap)))
-    whole += other(pcap)
-    found = blocks(whole)
-    kinds = [kind for kind, _ in found]
-    # a second interface, and the file takes three packets
-    assert kinds == ["section", "names", *["interface", "packet", "packet"], "interface", "packet"]
-    assert file.is_full and found[1][1].count(b"db\0") == 2
-    assert b"db" in found[2][1] and b"api" in found[5][1]
-    number, high, low, kept, length = struct.unpack_from("=IIIII", found[3][1])
-    assert (number, high << 32 | low, kept, length) == (0, 1_700_000_000_000_005, 5, 99)
-    assert b"why" in found[3][1] and struct.unpack_from("=I", found[6][1]) == (1,)
-    with pytest.raises(ValueError):
-        file.converter("x")(b"x" * 24)
-
-
-def test_expression_of_a_peer() -> None:
-    assert capture.expression((), None, "") == ""
-    one = capture.expression(("10.0.0.1", "fd00::1"), 80, "tcp or udp")
-    assert one == "(host 10.0.0.1 or host fd00::1) and port 80 and (tcp or udp)"
 
 
 @pytest.mark.skipif(not shutil.which("tcpdump"), reason="tcpdump is not installed")
@@ -206,25 +162,3 @@ def test_dropped_packets_have_the_reason_also_of_other_programs(lab: Lab) -> Non
     killed.wait(10)
     lab.wait_for(lambda: "tcpdump" not in lab.run("ps", "-eo", "comm").stdout, 5, "no tcpdump")
     assert lab.run("nft", "-s", "list", "tables").stdout == before
-
-
-@pytest.mark.parametrize(
-    ("chain", "rule", "words"),
-    [
-        ("forward", "ct status ! confirmed ip6 saddr @flows6 counter packets 3 bytes 120 drop", 0),
-        ("related", "ct state invalid drop", 0),
-        ("no_start", "ip6 daddr != @audit_in6 ip6 daddr @no_start_in6 drop", 0),
-        (
-            "raw",
-            'ip daddr 127.0.0.0/8 counter packets 0 bytes 0 drop comment "loopback"',
-            "loopback",
-        ),
-    ],
-)
-def test_rule_that_drops_by_its_own_condition_is_the_reason(
-    chain: str, rule: str, words: str | int
-) -> None:
-    """And no policy, even if one would deny the packet too: here the world is not looked at."""
-    dropped = Dropped("inet niso", chain, rule, b"", 0)
-    world = cast(PolicyContext, None)
-    assert drops.words(world, dropped) == (words or f"inet niso {chain}: {rule}")

@@ -12,7 +12,7 @@ import snapshots
 from conftest import Lab
 from damage_world import World
 from damages import DAMAGES, Damage, fits
-from services import CLIENT, HOST, address, answer, ask, echo, idle, inspect, on, ps, refused
+from services import CLIENT, HOST, address, answer, ask, echo, idle, inspect, on, refused
 
 LONG = os.environ.get("NISO_TEST_LONG") == "1"
 """Each damage alone, on networks of one family and of both; else each once, together with some that touch other things."""
@@ -232,26 +232,6 @@ def test_command_that_needs_a_row_that_is_gone_says_so(two: World) -> None:
     assert two.check() == []
 
 
-def test_service_that_is_not_known_any_more_is_ended(lab: Lab) -> None:
-    """Its row is gone, and with it what should be in the kernel."""
-    world = World(lab, dual=True)
-    pid = inspect(lab, "peer")["pid"]
-    lab.run(
-        "python3",
-        "-ISc",
-        "import sqlite3; d = sqlite3.connect('/var/lib/niso/state.db');"
-        " d.execute('PRAGMA foreign_keys=1'); d.execute(\"DELETE FROM service WHERE name='peer'\"); d.commit()",
-    )
-    found = {each["what"] for each in world.check()}
-    assert {"process of service 'peer'", "network namespace niso-peer"} < found
-    own = ("peer", "hosts/backend/", "neighbour entry 10.99.1.3 ", "neighbour entry fd00:1::3 ")
-    assert all(any(text in what for text in own) for what in found), found
-    world.niso("net", "repair")
-    assert world.niso("net", "repair", "-v") == (0, "nothing to repair\n", "")
-    assert not lab.path(f"/proc/{pid}").exists()
-    assert ask(lab, HOST, 8080, "client") == f"api {CLIENT}"
-
-
 @pytest.mark.parametrize("odd", ["mkfifo", "mkdir", "mkdir -p F/full"])
 def test_odd_files_in_the_run_folder_keep_no_service_from_being_deactivated(
     two: World, odd: str
@@ -352,7 +332,7 @@ def test_next_command_builds_the_rules_anew_for_all_services(two: World) -> None
 # --- sweep ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("store", ["kept", "lost", "damaged", "lost with the run folder"])
+@pytest.mark.parametrize("store", ["kept", "damaged", "lost with the run folder"])
 def test_sweep_removes_all_that_is_nisos_and_nothing_else(lab: Lab, store: str) -> None:
     for words in (
         ("link", "add", "niso-vpn", "type", "bridge"),
@@ -399,31 +379,6 @@ def test_sweep_removes_all_that_is_nisos_and_nothing_else(lab: Lab, store: str) 
     assert "\n".join(snapshots.differences(before, after)) == ""
     assert not [pid for pid in pids if lab.path(f"/proc/{pid}").exists()]
     assert lab.niso("reset", "--yes").stdout == "nothing of niso is in the kernel\n"
-
-
-@pytest.mark.parametrize("written", ["manifest", "stack"])
-def test_copies_that_are_activated_after_a_loss_have_the_active_policies(
-    lab: Lab, written: str
-) -> None:
-    """A changed policy needs no restart, so the copy is that of an earlier activation."""
-    policy = {"allow_from": ["web"]}
-    folders = [echo(lab, name) for name in ("db", "web", "other")]
-    lab.niso("activate", *folders)
-    if written == "manifest":
-        pid = ps(lab, "db")["uptime"]
-        lab.niso("activate", echo(lab, "db", network={"policy": policy}))
-        assert ps(lab, "db")["uptime"] >= pid, "it was not restarted"
-    else:
-        text = '[stack]\nname = "shop"\n[[service]]\nname = "db"\npackage = "./db"\n'
-        lab.write("/tmp/packages/stack.toml", f"{text}policy = {{ allow_from = ['web'] }}\n")
-        lab.niso("stack", "up", "/tmp/packages", "--take-over")
-    copies = lab.run("sh", "-c", "echo /var/lib/niso/packages/*/*").stdout.split()
-    lab.run("sh", "-c", "rm -r /var/lib/niso/state.db* /tmp/packages")
-    lab.niso("reset", "--yes")
-    lab.niso("activate", *copies)
-    assert answer(lab, address(lab, "db"), 80, "niso-web")
-    assert not ask(lab, address(lab, "db"), 80, "niso-other")
-    assert "allow_from" in lab.niso("exec", "db", "--", "cat", "/app/manifest.toml").stdout
 
 
 def test_bridges_of_others_and_their_entries_are_not_nisos(lab: Lab) -> None:

@@ -18,7 +18,6 @@ from services import (
     package,
     pid_of,
     process_below,
-    ps,
     refused,
 )
 
@@ -77,7 +76,10 @@ def test_logs_give_what_it_wrote_to_both_outputs_line_by_line(lab: Lab) -> None:
     lab.niso("activate", package(lab, "api", "sh", "-c", script))
     lab.wait_for(lambda: "no newline" in lab.niso("logs", "api").stdout)
     assert lab.niso("logs", "api").stdout.splitlines() == ["one", "two", "no newline"]
-    assert lab.niso("logs", "api", "-n", "2").stdout.splitlines() == ["two", "no newline"]
+    assert lab.niso("logs", "api.niso.local", "-n", "2").stdout.splitlines() == [
+        "two",
+        "no newline",
+    ]
     assert lab.niso("logs", "api", "-n", "0").stdout == ""
     assert re.match(
         r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\S* one\n", lab.niso("logs", "-t", "api").stdout
@@ -108,39 +110,6 @@ def test_logs_follow_a_restart_and_escape_control_bytes_on_a_terminal(lab: Lab) 
     assert follow.wait(10) == 130
 
 
-# --- names ------------------------------------------------------------------------------------------------------------
-
-
-def test_every_command_takes_a_name_with_its_domain(lab: Lab) -> None:
-    folder = idle(lab, "api", network={"hostname": "front", "aliases": ["web"]})
-    lab.niso("activate", folder)
-    lab.niso("logs", "api.niso.local")
-    assert lab.niso("exec", "web.niso.local", "--", "hostname").stdout == "front\n"
-    assert json.loads(lab.niso("inspect", "front.niso.local").stdout)["service"] == "api"
-    lab.niso("port-forward", "api.niso.local", "9000:90")
-    lab.niso("net", "check", "api.niso.local")
-    lab.niso("restart", "api.niso.local")
-    address = ps(lab, "api")["address"]
-    lab.niso("deactivate", "api.niso.local")
-    assert ps(lab, "api")["address"] == address != []  # reserved
-    lab.niso("activate", "front.niso.local")
-    said = refused(lab, "inspect", "wev.niso.local")
-    assert said == "niso: no service 'wev.niso.local'\n  hint: did you mean 'web'?\n"
-    for command in ("deactivate", "remove", "restart", "logs"):
-        assert "'appi'" in refused(lab, command, "appi")
-    for command in ("deactivate", "remove"):
-        assert "'appi'" in refused(lab, command, "api", "appi")
-    assert ps(lab, "api")["status"] == "running"
-    # an alias may be that of another service than the user means, whose data would go
-    for alias in ("web", "front.niso.local"):
-        assert "hostname or alias of api" in refused(lab, "remove", alias, "--volumes")
-    lab.run("mkdir", "-p", "/var/lib/niso/volumes/web/data")  # left from a removed service
-    lab.niso("remove", "--volumes", "web")
-    assert json.loads(lab.niso("inspect", "api").stdout)["service"] == "api"
-    lab.niso("remove", "api.niso.local")
-    assert "no service 'api'" in refused(lab, "inspect", "api")
-
-
 # --- exec -------------------------------------------------------------------------------------------------------------
 
 
@@ -156,11 +125,13 @@ STATUSES = (
 
 def test_exec_runs_a_command_as_the_service(lab: Lab) -> None:
     """It has namespaces, root, user and environment of the service, and stdin and outputs of niso."""
-    lab.niso("activate", idle(lab, "api", environment={"LEVEL": "info"}))
+    names = {"hostname": "front", "aliases": ["web"]}
+    lab.niso("activate", idle(lab, "api", network=names, environment={"LEVEL": "info"}))
+    assert lab.niso("exec", "web.niso.local", "--", "hostname").stdout == "front\n"
     script = "id -u; hostname; pwd; echo $LEVEL; readlink /proc/self/ns/net; grep -h -e CapEff -e NoNewPrivs /proc/self/status"
     found = lab.niso("exec", "api", "--", "sh", "-c", script).stdout.splitlines()
     inode = os.stat(lab.path("/run/netns/niso-api")).st_ino
-    assert found[1:5] == ["api", "/app", "info", f"net:[{inode}]"]
+    assert found[1:5] == ["front", "/app", "info", f"net:[{inode}]"]
     own = process_below(lab, pid_of(lab, "api"))
     assert found[0] == lab.run("stat", "-c", "%u", f"/proc/{own}").stdout.strip()
     assert found[5].split()[1] == "0" * 16 and found[6].split()[1] == "1"
@@ -206,30 +177,3 @@ def test_what_takes_over_a_second_is_told(lab: Lab) -> None:
         )
         holder.communicate(b"")
         assert waiting.wait(60) == 0
-
-
-def test_names_that_niso_uses_itself_are_free_for_services(lab: Lab) -> None:
-    """Locks, folders, bridges, tables: none of niso's own is one of a service."""
-    names = [
-        "cgroup",
-        "health",
-        "lock",
-        "log",
-        "services",
-        "hosts",
-        "default",
-        "niso-default",
-        "bridge",
-        "lo",
-    ]
-    server = package(
-        lab, "health", "python3", "-m", "http.server", "8080", healthcheck={"tcp": 8080}
-    )
-    packages = [server, *(idle(lab, name) for name in names if name != "health")]
-    lab.niso("activate", *packages)
-    assert {
-        row["service"]: row["status"] for row in json.loads(lab.niso("ps", "--json").stdout)
-    } == dict.fromkeys(names, "running")
-    lab.niso("net", "check")
-    lab.niso("remove", *names)
-    assert json.loads(lab.niso("ps", "--json").stdout) == []

@@ -238,35 +238,6 @@ def test_objects_that_are_named_are_in_the_kernel(world: Lab) -> None:
             assert f'comment "{match[1]}"' in text
 
 
-def test_wrong_questions(world: Lab) -> None:
-    def wrong(source: str, to: str, words: str, status: int = 2, *options: str) -> None:
-        assert words in refused(world, "net", "explain", source, to, *options, status=status)
-
-    wrong("apo", "db:80", "did you mean 'api'?")
-    wrong("api", "dbb:80", "no service 'dbb'\n  hint: did you mean 'db'?")
-    wrong("api", "db:0", "'0' is not a valid port (1 to 65535)")
-    wrong("api", "db:65536", "is not a valid port")
-    wrong("api", "db:80-90", "'80-90' is not a valid port")
-    wrong("api", "db:http", "'http' is not a valid port")
-    wrong("api", "db:80/quic", "'quic' is not a valid protocol")
-    wrong("api", "db/tcp", "tcp needs a port")
-    wrong("api", "db:80/icmp", "icmp has no ports")
-    wrong("api", ":80", "the name or address is missing")
-    wrong("api", "[fd00::1", "brackets are for an IPv6 address")
-    wrong("10.0.0.0/8", "db:80", "'10.0.0.0/8' is not a valid address")
-    wrong("api", "300.1.1.1:80", "'300.1.1.1' is not a valid address")
-    wrong("::ffff:10.0.0.1", "db:80", "IPv4-mapped")
-    wrong("198.51.100.7", "db:80", "--prove sends from services and from the host", 2, "--prove")
-    for source, to, option in (("192.0.2.2", "db:80", "-6"), ("api", "fd00:99:1::2", "-4")):
-        other = {"-4": "-6", "-6": "-4"}[option]
-        address = source if option == "-6" else to
-        family = f"{option} conflicts with {address}, which is an IPv{other[1]} address"
-        wrong(source, to, f"{family}\n  hint: {other}", 2, option)
-    wrong("192.0.2.2", "fd00:99:1::2", "192.0.2.2 and fd00:99:1::2 are of different families")
-    wrong("api", "0.0.0.0:80", "'0.0.0.0' is the unspecified address")
-    wrong("api", "[::]:80", "'::' is the unspecified address")
-
-
 def proved(found: dict[str, Any]) -> tuple[Any, ...]:
     return found["verdict"], found["proof"]["agrees"], found["proof"]["arrived"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_world import World
@@ -185,3 +186,35 @@ def test_element_in_words() -> None:
     endless = element._replace(value=(now, policy_rules.NEVER))
     assert endless.statement("add").endswith('{ 10.0.0.2 comment "' + f'db {now} -1" }}')
     assert element.statement("delete") == "destroy element inet niso audit_in4 { 10.0.0.2 }"
+
+
+def test_warnings_before_harm(world: World) -> None:
+    world.niso("activate", world.package("frontend"))
+    rules: dict[str, dict[str, Any]] = {
+        "network": {"dns": ["192.0.2.53", "2001:db8::53"]},
+        "network.policy": {"allow_from": ["fronted:80", "network:nowhere"]},
+        "network.policy.egress": {"allow": ["frontend", "0.0.0.0/0:443"]},
+    }
+    done = world.niso("activate", world.package("db", **rules))
+    for said in (
+        done.stderr,
+        world.niso("net", "check").stderr,
+        world.niso("net", "check", "db").stderr,
+    ):
+        assert "allow_from[0] ('fronted:80') matches nobody: no service is called 'fronted'" in said
+        assert "did you mean 'frontend'?" in said
+        assert "there is no network 'nowhere'" in said
+        (denied,) = (line for line in said.splitlines() if "denies its name server" in line)
+        assert "denies its name server 192.0.2.53" in denied and "2001:db8::53" not in denied
+        assert 'add "192.0.2.53:53" to network.policy.egress.allow' in said
+    rules["network.policy"]["allow_from"] = ["frontend:80"]
+    rules["network.policy.egress"]["allow"] = ["frontend", "192.0.2.53:53/udp", "0.0.0.0/0:443"]
+    assert world.niso("activate", world.package("db", **rules)).stderr == ""
+    # who may connect to services alone needs no name server, nor does who has the names of others
+    for allowed in (["frontend"], ["frontend", "api.example.com:443"]):
+        rules["network.policy.egress"]["allow"] = allowed
+        done = world.niso("activate", world.package("db", **rules))
+        assert "its name server" not in done.stderr
+    rules["network.policy.egress"]["allow"] = ["0.0.0.0/0:443", "api.example.com:443"]
+    done = world.niso("activate", world.package("db", **rules))
+    assert "denies its name server 192.0.2.53" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -610,3 +611,47 @@ def test_restart_that_died_together_with_conmon_is_completed(
         journal.recover(world.machine)
     assert world.pid("api") not in (None, before)
     world.assert_whole()
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_command_takes_a_name_with_its_domain(world: World) -> None:
+    world.niso("activate", world.package("api", network={"hostname": "front", "aliases": ["web"]}))
+    assert json.loads(world.niso("inspect", "front.niso.local").stdout)["service"] == "api"
+    world.niso("port-forward", "api.niso.local", "9000:90")
+    world.niso("net", "check", "api.niso.local")
+    world.niso("restart", "api.niso.local")
+    address = world.store.leases("api")
+    world.niso("deactivate", "api.niso.local")
+    assert world.store.leases("api") == address
+    world.niso("activate", "front.niso.local")
+    said = world.refused("inspect", "wev.niso.local")
+    assert said == "niso: no service 'wev.niso.local'\n  hint: did you mean 'web'?\n"
+    for command in ("deactivate", "remove", "restart", "logs"):
+        assert "'appi'" in world.refused(command, "appi")
+    for command in ("deactivate", "remove"):
+        assert "'appi'" in world.refused(command, "api", "appi")
+    assert world.pid("api")
+    # an alias may be that of another service than the user means, whose data would go
+    for alias in ("web", "front.niso.local"):
+        assert "hostname or alias of api" in world.refused("remove", alias, "--volumes")
+    # left from a removed service
+    Path(base_paths.state_dir(), "volumes/web/data").mkdir(parents=True)
+    world.niso("remove", "--volumes", "web")
+    assert json.loads(world.niso("inspect", "api").stdout)["service"] == "api"
+    world.niso("remove", "api.niso.local")
+    assert "no service 'api'" in world.refused("inspect", "api")
+
+
+def test_names_that_niso_uses_itself_are_free_for_services(world: World) -> None:
+    """Locks, folders, bridges and tables of niso have other names than those of any service."""
+    names = "cgroup health lock log services hosts default niso-default bridge lo"
+    world.niso("activate", *map(world.package, names.split()))
+    rows = json.loads(world.niso("ps", "--json").stdout)
+    assert {row["service"]: row["status"] for row in rows} == dict.fromkeys(
+        names.split(), "running"
+    )
+    world.assert_whole()
+    world.niso("remove", *names.split())
+    assert json.loads(world.niso("ps", "--json").stdout) == []

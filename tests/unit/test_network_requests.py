@@ -284,6 +284,25 @@ def test_commands_of_networks_print_what_there_is(world: World) -> None:
         assert "NAME" in world.refused("net", "create", "--", name, status=2)
 
 
+def test_network_of_both_families_is_listed_with_both(world: World) -> None:
+    subnets = ("10.99.1.0/24", "fd00:1::/64")
+    words = [word for subnet in subnets for word in ("--subnet", subnet)]
+    world.niso("net", "create", "backend", "--internal", *words)
+    world.niso(
+        "activate", world.package("api", network={"network": "backend", "ports": ["8080:80"]})
+    )
+    (line,) = world.niso("net", "list").stdout.splitlines()[1:]
+    assert line.split() == ["backend", f"{subnets[0]},", subnets[1], "1"]
+    assert world.niso("net", "inspect", "backend").stdout == (
+        f"Name: backend\nSubnet: {', '.join(subnets)}\nBridge: niso-backend\nInternal: yes\n"
+        "Services:\n  api  10.99.1.2, fd00:1::2  ports: 8080→80\n"
+    )
+    found = json.loads(world.niso("net", "inspect", "backend", "--json").stdout)
+    gateways = [(each["cidr"], each["gateway"]) for each in found["subnets"]]
+    assert gateways == [(subnets[0], "10.99.1.1"), (subnets[1], "fd00:1::1")]
+    assert found["internal"] is True
+
+
 def test_network_that_a_known_service_is_on_is_not_removed(world: World) -> None:
     world.niso("net", "create", "free")
     world.niso("net", "create", "kept")

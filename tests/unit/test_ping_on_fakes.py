@@ -158,3 +158,39 @@ def test_echo_that_cannot_be_sent_is_an_error(
 
     monkeypatch.setattr(probe, "echo", echo)
     assert "network is unreachable" in world.refused("net", "ping", "api", "db")
+
+
+@pytest.mark.parametrize(
+    ("source", "to", "said"),
+    [
+        ("apo", "db:80", "did you mean 'api'?"),
+        ("api", "dbb:80", "no service 'dbb'\n  hint: did you mean 'db'?"),
+        ("api", "db:0", "'0' is not a valid port (1 to 65535)"),
+        ("api", "db:65536", "is not a valid port"),
+        ("api", "db:80-90", "'80-90' is not a valid port"),
+        ("api", "db:http", "'http' is not a valid port"),
+        ("api", "db:80/quic", "'quic' is not a valid protocol"),
+        ("api", "db/tcp", "tcp needs a port"),
+        ("api", "db:80/icmp", "icmp has no ports"),
+        ("api", ":80", "the name or address is missing"),
+        ("api", "[fd00::1", "brackets are for an IPv6 address"),
+        ("10.0.0.0/8", "db:80", "'10.0.0.0/8' is not a valid address"),
+        ("api", "300.1.1.1:80", "'300.1.1.1' is not a valid address"),
+        ("::ffff:10.0.0.1", "db:80", "IPv4-mapped"),
+        ("198.51.100.7", "db:80 --prove", "--prove sends from services and from the host"),
+        (
+            "192.0.2.2",
+            "db:80 -6",
+            "-6 conflicts with 192.0.2.2, which is an IPv4 address\n  hint: -4",
+        ),
+        ("api", "fd00::2 -4", "-4 conflicts with fd00::2, which is an IPv6 address\n  hint: -6"),
+        ("192.0.2.2", "fd00::2", "192.0.2.2 and fd00::2 are of different families"),
+        ("api", "0.0.0.0:80", "'0.0.0.0' is the unspecified address"),
+        ("api", "[::]:80", "'::' is the unspecified address"),
+    ],
+)
+def test_question_to_explain_that_cannot_be_is_refused(
+    world: World, source: str, to: str, said: str
+) -> None:
+    world.activate(world.package("api"), world.package("db"))
+    assert said in world.refused("net", "explain", source, *to.split(), status=2)

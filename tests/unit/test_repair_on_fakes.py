@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from fake_world import World
 
-from niso.base import names
+from niso.base import names, paths
 from niso.base.locks import locked_services
 from niso.change import journal, repair
 from niso.change.deactivate import deactivate, remove
@@ -130,6 +131,20 @@ def test_process_of_a_service_that_is_not_active_ends(world: World) -> None:
     deactivate(world.machine, ["api"])
     world.processes.current["api"] = run
     repair.repair_all(world.machine)
+    world.assert_whole()
+
+
+def test_service_without_a_row_ends(world: World) -> None:
+    world.activate(world.package("api"), world.package("peer", network=WEB))
+    with sqlite3.connect(paths.database()) as db:
+        db.execute("PRAGMA foreign_keys=1")
+        db.execute("DELETE FROM service WHERE name='peer'")
+    world.reopen()
+    found = {finding.what for finding in check(world.machine)}
+    assert {"process of service 'peer'", "network namespace niso-peer"} < found
+    world.niso("net", "repair")
+    assert world.processes.services() == ["api"]
+    assert world.niso("net", "repair").stdout == "nothing to repair\n"
     world.assert_whole()
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import struct
+from typing import cast
+
 import pytest
+from pcapng import blocks
 from policy_worlds import known, network, policy, world
 
 from niso.base.errors import Error, NotFound, UsageError
 from niso.kernel import probe, ruleset
-from niso.look import packet_path
+from niso.kernel.packet_events import Dropped
+from niso.look import capture, drops, packet_path
 from niso.look.packet_path import Packet, PacketEnd
 from niso.plan.records import PortMapping
 from niso.plan.verdict import PolicyContext
@@ -264,3 +269,57 @@ def test_other_family_where_both_have_it() -> None:
         )
         is None
     )
+
+
+# --- captured packets ------------------------------------------------------------------------------------------------
+
+
+def test_pcap_that_comes_in_pieces_becomes_pcapng_with_names() -> None:
+    packets = [b"first", b"second packet"]
+    pcap = struct.pack("=IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 262144, 276)
+    for at, packet in enumerate(packets):
+        pcap += struct.pack("=IIII", 1_700_000_000 + at, 5, len(packet), 99) + packet
+    names = {"10.99.1.2": "db", "fd00::2": "db"}
+    file = capture.CaptureFile(names, lambda time: "why" if time % 2 else "", most=3)
+    convert, other = file.converter("db"), file.converter("api")
+    whole = b"".join(convert(pcap[i : i + 1]) for i in range(len(pcap)))
+    whole += other(pcap)
+    found = blocks(whole)
+    kinds = [kind for kind, _ in found]
+    # a second interface, and the file takes three packets
+    assert kinds == ["section", "names", *["interface", "packet", "packet"], "interface", "packet"]
+    assert file.is_full and found[1][1].count(b"db\0") == 2
+    assert b"db" in found[2][1] and b"api" in found[5][1]
+    number, high, low, kept, length = struct.unpack_from("=IIIII", found[3][1])
+    assert (number, high << 32 | low, kept, length) == (0, 1_700_000_000_000_005, 5, 99)
+    assert b"why" in found[3][1] and struct.unpack_from("=I", found[6][1]) == (1,)
+    with pytest.raises(ValueError):
+        file.converter("x")(b"x" * 24)
+
+
+def test_expression_of_a_peer() -> None:
+    assert capture.expression((), None, "") == ""
+    one = capture.expression(("10.0.0.1", "fd00::1"), 80, "tcp or udp")
+    assert one == "(host 10.0.0.1 or host fd00::1) and port 80 and (tcp or udp)"
+
+
+@pytest.mark.parametrize(
+    ("chain", "rule", "words"),
+    [
+        ("forward", "ct status ! confirmed ip6 saddr @flows6 counter packets 3 bytes 120 drop", 0),
+        ("related", "ct state invalid drop", 0),
+        ("no_start", "ip6 daddr != @audit_in6 ip6 daddr @no_start_in6 drop", 0),
+        (
+            "raw",
+            'ip daddr 127.0.0.0/8 counter packets 0 bytes 0 drop comment "loopback"',
+            "loopback",
+        ),
+    ],
+)
+def test_rule_that_drops_by_its_own_condition_is_the_reason(
+    chain: str, rule: str, words: str | int
+) -> None:
+    """And no policy, even if one would deny the packet too: here the world is not looked at."""
+    dropped = Dropped("inet niso", chain, rule, b"", 0)
+    world = cast(PolicyContext, None)
+    assert drops.words(world, dropped) == (words or f"inet niso {chain}: {rule}")
