@@ -14,6 +14,7 @@ from policy_fixed import (
 )
 from policy_worlds import HOST, OUTSIDE, known, policy, with_policy
 
+from niso.kernel import ruleset
 from niso.look import packet_path
 from niso.look.packet_path import Packet
 from niso.manifest.policy import parse_entry
@@ -117,7 +118,8 @@ def test_broadcast_and_multicast_reach_no_service_and_egress_counts_for_them(
 ) -> None:
     family = 6 if ":" in destination else 4
     verdict = ask(WORLD, "api", destination, 5353, "udp", family)
-    assert verdict.path == Reason(False, "broadcast and multicast do not reach services")
+    rule = (ruleset.BRIDGE, "between", "broadcast, multicast")
+    assert verdict.path == Reason(False, "broadcast and multicast do not reach services", rule=rule)
     assert verdict.egress.passes
     closed = with_policy(WORLD, "api", policy(allow=["db"]))
     assert not ask(closed, "api", destination, 5353, "udp", family).egress.passes

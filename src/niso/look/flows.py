@@ -32,7 +32,6 @@ from niso.plan.verdict import (
     gateways,
     holder_of,
     is_for_services,
-    is_name_server_elsewhere,
     matches,
     network_of,
 )
@@ -550,13 +549,10 @@ def refusal(
     by_path = closed(context, source, destination, proto, port)
     policies = evaluate(context, source, destination, port, proto)
     denied = next((reason for reason in policies if not reason.passes), None)
-    entered = (holder_of(context, source) or (None, ""))[1]
-    # of the rules that record what they drop, only these two come before the policies
-    is_first = entered and (
-        context.networks[entered].internal
-        or is_name_server_elsewhere(context, destination, port, proto, entered)
-    )
-    return (by_path or denied) if is_first else (denied or by_path)
+    # of the rules before the policies, only those in these chains record what they drop
+    rule = by_path and not by_path.is_late and by_path.rule
+    is_first = rule and rule[1] in ("forward", "input")
+    return by_path if is_first else denied or by_path
 
 
 def read(

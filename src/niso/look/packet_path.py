@@ -37,7 +37,7 @@ from niso.plan.verdict import (
     decide,
     is_broadcast,
     is_host,
-    is_name_server_elsewhere,
+    leaves_by,
     network_of,
 )
 from niso.store.policy_rows import bare_name
@@ -374,7 +374,7 @@ def explain(
         context.services.get(party.service) for party in (verdict.source, verdict.receiver)
     )
     walks = _leaves_netns(context, packet, sender)
-    path, early, late = _path(store, context, packet, verdict, sender, receiver)
+    path, dropping = _path(store, context, packet, verdict, sender, receiver)
     egress: _Rules = ()
     ingress: _Rules = ()
     if walks:
@@ -384,12 +384,14 @@ def explain(
         if not is_host(context, packet.source):
             ingress = _policy_objects(context, receiver, True, to, packet.source, judged)
     counted: _Rules = ()
-    if early:
-        counted = early
-    elif walks and (verdict.path.passes or late):
+    if walks and (verdict.path.passes or verdict.path.is_late):
         counted = egress
         if verdict.egress.passes:
-            counted += ingress + (late if verdict.ingress.passes else ())
+            counted += ingress + (dropping if verdict.ingress.passes else ())
+    elif dropping:
+        # chain between counts a broadcast for each port, and most wrong IPv6 packets are not sent
+        is_counted = packet.family == 4 and dropping[0].container != "between"
+        counted = dropping if is_counted or dropping[0].table == ruleset.INET else ()
     link = _closed_link(context, packet, verdict, closed)
     if link:
         message = f"the host forwards no packets from {link}: net/ipv4/conf/{link}/forwarding is 0"
@@ -445,94 +447,34 @@ def _path(
     verdict: Verdict,
     sender: KnownService | None,
     receiver: KnownService | None,
-) -> tuple[_Rules, _Rules, _Rules]:
-    """Return (all nftables objects on a packet's path, early rules, late rules).
+) -> tuple[_Rules, _Rules]:
+    """Return the nftables objects on a packet's path, and of these the rule that drops it, if any.
 
-    The early rules drop the packet before policies are evaluated, and the late rules afterwards.
+    Both are in the kernel's order. A rule that the packet never reaches is not part of the result.
     """
-    family = packet.family
-    raw, word = ("raw", "ip") if family == 4 else ("raw6", "ip6")
-    # each return is a point where the packet's path may end, in the kernel's order: rules that
-    # the packet never reaches are not part of the result
-    if (
-        family_of(packet.source) != family
-        or (sender and (sender.serving is not None or not sender.active))
-        or (sender and not _leaves_netns(context, packet, sender))
-    ):
-        return (), (), ()
-    to = ipaddress.ip_address(packet.destination)
+    dropping = _static(*verdict.path.rule) if verdict.path.rule else ()
     entered = network_of(context, packet.source) if sender else None
     target = verdict.destination.address
-    reached = network_of(context, target)
     objects: list[Object] = []
     if sender and entered:
-        on = next(
-            (
-                endpoint
-                for endpoint in sender.endpoints
-                if contains(context.networks[endpoint.network], packet.destination)
-            ),
-            primary(sender.endpoints, context.networks),
-        )
-        assert on is not None
-        by = context.networks[on.network]
-        # the network has no route for this family, so no packet leaves the service
-        if all(subnet.family != family for subnet in by.subnets):
-            return (), (), ()
-        if by.name != entered.name and not to.is_link_local:
-            spoofed = _static(ruleset.BRIDGE, "from_port", "not its own address")
-            # with IPv6 no packet leaves: no neighbour solicitation has a source that the link does
-            # not have
-            return spoofed, spoofed if family == 4 else (), ()
-        objects += _port_elements(store, sender, receiver or sender, by, packet.source)
-    elif not sender and not is_host(context, packet.source) and network_of(context, packet.source):
-        spoofed = _static(ruleset.INET, raw, f"{word} saddr @subnets{family}")
-        return spoofed, spoofed, ()
+        to = ipaddress.ip_address(packet.destination)
+        by = leaves_by(context, sender, entered.name, to)
+        is_mixed = family_of(packet.source) != packet.family
+        if is_mixed or by is None or not sender.active or sender.serving is not None:
+            return (), ()
+        if not _leaves_netns(context, packet, sender):
+            return (), ()
+        if by == entered.name:
+            objects += _port_elements(store, sender, receiver or sender, entered, packet.source)
     if target != packet.destination:
         objects += _published(context, packet, verdict, entered)
-    if verdict.instances and verdict.path.passes:
-        objects += _to_instances(store, context, packet, verdict)
     if verdict.path.passes:
-        if sender and receiver and sender.host and receiver.host:
-            return tuple(objects), (), ()  # no rule of this host sees it
-        return (*objects, *_passing(context, packet, sender, entered, reached)), (), ()
-    if is_broadcast(context, to):
-        # to the broadcast address of another network: the host treats it as its own address
-        stays = entered and (reached is None or reached.name == entered.name)
-        between = _static(ruleset.BRIDGE, "between", "broadcast, multicast") if stays else ()
-        return (*objects, *between), (), ()
-    if not sender and is_host(context, packet.source):
-        return tuple(objects), (), ()
-    if to.is_loopback:
-        martian = _static(ruleset.INET, raw, "loopback from a wire")
-        return martian, martian, ()
-    if entered and is_name_server_elsewhere(
-        context, packet.destination, packet.port, packet.proto, entered.name
-    ):
-        there = _static(ruleset.INET, "input", f"daddr @subnets{family} meta l4proto")
-        return (*objects, *there), there, ()
-    early, late = _dropping(sender, entered, reached, raw, f"{word} daddr @subnets{family}")
-    return (*objects, *early, *late), early, late
-
-
-def _dropping(
-    sender: KnownService | None,
-    entered: NetworkRecord | None,
-    reached: NetworkRecord | None,
-    raw: str,
-    inside: str,
-) -> tuple[_Rules, _Rules]:
-    """Return (rules that drop a packet before policies are evaluated, rules that drop it later)."""
-    is_within = entered is not None and reached is not None and reached.name == entered.name
-    if entered and entered.internal and not is_within:
-        return _static(ruleset.INET, "forward", "out of an internal network"), ()
-    if reached and sender is None:
-        return _static(ruleset.INET, raw, inside), ()
-    if reached and not is_within:
-        return (), _static(ruleset.INET, "forward", "not published")
-    if reached and sender and not sender.host:
-        return _static(ruleset.INET, "from_bridge", "to an address that no service has"), ()
-    return (), ()
+        if verdict.instances:
+            objects += _to_instances(store, context, packet, verdict)
+        if not (sender and receiver and sender.host and receiver.host):  # else on other hosts
+            reached = network_of(context, target)
+            objects += _passing(context, packet, sender, entered, reached)
+    return (*objects, *dropping), dropping
 
 
 def _passing(

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 from niso.base.named_tuples import NamedTuple
 from niso.base.names import bracketed, family_of
-from niso.kernel.ruleset import slot_of
+from niso.kernel.ruleset import BRIDGE, INET, slot_of
 from niso.plan.elements import fill
 from niso.plan.records import (
     OUTSIDE,
@@ -31,6 +31,21 @@ from niso.plan.records import (
 PORTED = ("tcp", "udp", "sctp")
 _PORTED_TOO = ("33", "136")  # DCCP, UDP-Lite
 
+Rule = tuple[str, str, str]
+"""A rule of `niso.kernel.ruleset`: (table, chain, a part of the rule's text)."""
+
+_SPOOFED = (BRIDGE, "from_port", "not its own address")
+_BETWEEN = (BRIDGE, "between", "broadcast, multicast")
+_ABSENT = (INET, "from_bridge", "to an address that no service has")
+_INTERNAL = (INET, "forward", "out of an internal network")
+_NOT_PUBLISHED = (INET, "forward", "not published")
+_NO_PORTS = {family: (INET, f"away{family}", "without ports") for family in (4, 6)}
+_AFTER_POLICIES = {_NOT_PUBLISHED, *_NO_PORTS.values()}
+
+
+def _raw(to: Address, text: str) -> Rule:
+    return INET, "raw" if to.version == 4 else "raw6", text
+
 
 class Party(NamedTuple):
     service: str  # its name; "" for the host, other machines and unused addresses
@@ -40,8 +55,8 @@ class Party(NamedTuple):
 class Reason(NamedTuple):
     """The result of one check of a packet (path, egress or ingress), and the reason for the result.
     ``service``, ``key`` and ``text`` identify the manifest entry that decides, or are "". With
-    ``audits``, the entry would deny the packet, but its policy is in its audit period. With
-    ``late``, the path is checked after the policies.
+    ``audits``, the entry would deny the packet, but its policy is in its audit period. ``rule`` is
+    the rule of this host that drops the packet because of its path, if any.
     """
 
     passes: bool
@@ -50,7 +65,12 @@ class Reason(NamedTuple):
     key: str = ""  # "network.policy.deny_from[0]"; without [0] if no entry of the list matches
     text: str = ""  # the entry as written
     audits: bool = False
-    late: bool = False  # a check of the path that comes after the policies
+    rule: Rule | None = None
+
+    @property
+    def is_late(self) -> bool:
+        """Return whether the packet passes the policies before ``rule`` drops it."""
+        return self.rule in _AFTER_POLICIES
 
 
 class Verdict(NamedTuple):
@@ -81,7 +101,7 @@ class Verdict(NamedTuple):
     def dropped_by(self) -> Reason | None:
         """Return the first check that drops the packet, in the kernel's order, or None."""
         policies = (self.egress, self.ingress)
-        checks = (*policies, self.path) if self.path.late else (self.path, *policies)
+        checks = (*policies, self.path) if self.path.is_late else (self.path, *policies)
         return next((reason for reason in checks if not reason.passes), None)
 
 
@@ -384,16 +404,17 @@ def _path(
         if published is not None:
             known, network, address, inside, sharer = published
             if sender and network != entered and context.networks[entered].internal:
-                return _drop(_stays(entered)), address, inside, False
+                return _stays(entered), address, inside, False
             owner = f"{sharer}, which shares the network of {known.name}" if sharer else known.name
             asked = f"{bracketed(destination)}:{port}/{proto}"
             led_to = f"it leads to {bracketed(address)}:{inside}"
             reason = _accept(f"{asked} is a published port of {owner}; {led_to}")
             return reason, address, inside, known is sender
-        if is_name_server_elsewhere(context, destination, port, proto, entered):
+        if _is_name_server_elsewhere(context, packet):
             reason = _drop(
                 f"{destination} is the address of another network's bridge: its name server is for"
-                " that network alone"
+                " that network alone",
+                rule=(INET, "input", f"daddr @subnets{to.version} meta l4proto"),
             )
         else:
             own = f"{destination} is the host's own address"
@@ -421,18 +442,21 @@ def _before_dnat(context: PolicyContext, packet: _Packet) -> Reason | None:
                 f"{source} is the service address of {sender.name}: its instances send from their"
                 " own addresses"
             )
-        by = entered if is_link_local6(to) else _leaves_by(context, sender, to)
+        by = leaves_by(context, sender, entered, to)
         if by is None:
             return _drop(f"{sender.name} has no IPv{to.version} route out of its networks")
         if by != entered:
             return _drop(
                 f"{sender.name} reaches {destination} through network {by},"
-                f" where {source} is not its address"
+                f" where {source} is not its address",
+                rule=_SPOOFED,
             )
     elif not from_host and network_of(context, source) is not None:
-        return _drop(f"no service has the address {source}")
+        rule = _raw(to, f"saddr @subnets{to.version}")
+        return _drop(f"no service has the address {source}", rule=rule)
     if to.is_loopback and not from_host:
-        return _drop("the host's loopback addresses can only be reached from the host")
+        reason = "the host's loopback addresses can only be reached from the host"
+        return _drop(reason, rule=_raw(to, "loopback from a wire"))
     if is_broadcast(context, to):
         if from_host:
             return _accept("the host can reach every service")
@@ -442,7 +466,8 @@ def _before_dnat(context: PolicyContext, packet: _Packet) -> Reason | None:
     if from_outside and is_bridge:
         return _drop(
             f"{destination} is the address of a bridge: from outside the host, published ports"
-            " can be reached only by its other addresses"
+            " can be reached only by its other addresses",
+            rule=_refusing(packet, False),
         )
     return None
 
@@ -450,28 +475,41 @@ def _before_dnat(context: PolicyContext, packet: _Packet) -> Reason | None:
 def _to_all(context: PolicyContext, packet: _Packet) -> Reason:
     """Check the path (without policies) of multicast or broadcast, except from the host."""
     entered, to = packet.entered, str(packet.to)
-    if not packet.sender or not context.networks[entered].multicast:
-        return _drop("broadcast and multicast do not reach services")
     reached = network_of(context, to)
-    if reached is not None and reached.name != entered:
+    across = reached is not None and reached.name != entered
+    # the host treats the broadcast address of another network as its own address
+    rule = None if across or not packet.sender else _BETWEEN
+    if not packet.sender or not context.networks[entered].multicast:
+        return _drop("broadcast and multicast do not reach services", rule=rule)
+    if across:
         return _drop(f"{to} is the broadcast address of another network")
     if packet.proto != "udp":
-        return _drop(f"network {entered} passes broadcast and multicast of UDP only")
+        return _drop(f"network {entered} passes broadcast and multicast of UDP only", rule=rule)
     return _accept(f"network {entered} passes UDP multicast and broadcast to all its services")
 
 
-def is_name_server_elsewhere(
-    context: PolicyContext, destination: str, port: int | None, proto: str, entered: str
-) -> bool:
+def _is_name_server_elsewhere(context: PolicyContext, packet: _Packet) -> bool:
     """Return whether a packet is sent to a name server on another network than its sender's. Such
     packets are dropped, because a name server may reveal names of its own network, as Podman's
-    aardvark-dns does.
+    aardvark-dns does. The destination is an address of the host.
     """
-    if port != 53 or proto not in ("tcp", "udp") or not entered:
+    if packet.port != 53 or packet.proto not in ("tcp", "udp") or not packet.entered:
         return False
-    reached = network_of(context, destination)
-    is_other = reached is not None and reached.name != entered
-    return is_other and is_host(context, destination)
+    reached = network_of(context, packet.destination)
+    return reached is not None and reached.name != packet.entered
+
+
+def _refusing(packet: _Packet, across: bool) -> Rule | None:
+    """Return the rule that drops a packet to an address in a network of niso, if any. With
+    ``across``, the packet comes from a service on another network, which is not internal.
+    """
+    if across:
+        return _NOT_PUBLISHED
+    if packet.sender:  # the rule is on the sender's host
+        return None if packet.sender.host else _ABSENT
+    if packet.from_host:
+        return None
+    return _raw(packet.to, f"daddr @subnets{packet.to.version}")
 
 
 def _to_service(
@@ -481,11 +519,12 @@ def _to_service(
     sender, entered = packet.sender, packet.entered
     across = sender is not None and network != entered
     if across and context.networks[entered].internal:
-        return _drop(_stays(entered))
+        return _stays(entered)
+    rule = _refusing(packet, across)
     if not known.active:
-        return _drop(f"{known.name} is not active", late=across)
+        return _drop(f"{known.name} is not active", rule=rule)
     if known.serving == ():
-        return _drop(f"no instance of {known.name} serves", late=across)
+        return _drop(f"no instance of {known.name} serves", rule=rule)
     if packet.from_host and known.host:
         return _drop(
             f"{known.name} is on {known.host}, and programs of the host reach services of this"
@@ -500,7 +539,8 @@ def _to_service(
         return _accept("the host can reach every service")
     if not sender:
         return _drop(
-            f"{known.name} can be reached from outside the host only by its published ports"
+            f"{known.name} can be reached from outside the host only by its published ports",
+            rule=rule,
         )
     if network == entered:
         wire = ", by VXLAN" if sender.host != known.host else ""
@@ -510,7 +550,7 @@ def _to_service(
     return _drop(
         f"networks {entered} and {network} are isolated from each other:"
         " only published ports can be reached across",
-        late=True,
+        rule=rule,
     )
 
 
@@ -519,8 +559,9 @@ def _to_unused(context: PolicyContext, packet: _Packet) -> Reason:
     network = network_of(context, packet.destination)
     across = packet.sender is not None and network is not None and network.name != packet.entered
     if across and context.networks[packet.entered].internal:
-        return _drop(_stays(packet.entered))
-    return _drop(f"no service has the address {packet.destination}", late=across)
+        return _stays(packet.entered)
+    reason = f"no service has the address {packet.destination}"
+    return _drop(reason, rule=_refusing(packet, across))
 
 
 def _on_host(known: KnownService) -> str:
@@ -548,12 +589,12 @@ def _outwards(context: PolicyContext, packet: _Packet) -> Reason:
             f"{to} is a broadcast or anycast address of a link of the host, not a machine's own"
         )
     if context.networks[packet.entered].internal:
-        return _drop(_stays(packet.entered))
+        return _stays(packet.entered)
     if packet.proto not in (*PORTED, "icmp", *_PORTED_TOO):
         return _drop(
             f"protocol {packet.proto} has no ports: answers could not be told from what is meant"
             " for the host",
-            late=True,
+            rule=_NO_PORTS[to.version],
         )
     return _accept(f"network {packet.entered} has access to the outside")
 
@@ -571,8 +612,9 @@ def _prefix_length(prefix: str) -> int:
     return _network(prefix).prefixlen
 
 
-def _stays(network: str) -> str:
-    return f"network {network} is internal: it reaches only the host and its own services"
+def _stays(network: str) -> Reason:
+    message = f"network {network} is internal: it reaches only the host and its own services"
+    return _drop(message, rule=_INTERNAL)
 
 
 def _published(
@@ -618,7 +660,13 @@ def _published(
     return None
 
 
-def _leaves_by(context: PolicyContext, known: KnownService, to: Address) -> str | None:
+def leaves_by(context: PolicyContext, known: KnownService, entered: str, to: Address) -> str | None:
+    """Return the network through which a service sends a packet, or None without a route.
+
+    ``entered`` is the network of the packet's source address.
+    """
+    if is_link_local6(to):
+        return entered
     for endpoint in known.endpoints:
         if contains(context.networks[endpoint.network], str(to)):
             return endpoint.network
