@@ -111,16 +111,21 @@ def all_elements(service: str, network: str, number: int = 0) -> list[Element]:
         *(
             element
             for port in ports
-            for element in elements.published_on(service, port, names.bridge(network), (four, six))
+            for element in elements.published(service, port, (four, six), names.bridge(network))
         ),
         *(
             element
             for index, port in enumerate(ports[:6])
-            for element in elements.front_port(
+            for bridge, addresses in (
+                ("", (four, six)),
+                ("nb", (f"10.{number}.1.2", f"fd00:{number:x}:1::2")),
+            )
+            for element in elements.published(
                 f"{service[:60]}-s",
                 port._replace(host_port=2000 + 10 * number + index),
-                (four, six),
-                {"nb": (f"10.{number}.1.2", f"fd00:{number:x}:1::2")},
+                addresses,
+                bridge,
+                front=True,
             )
         ),
         *(

@@ -17,7 +17,7 @@ from niso.change import stop
 from niso.kernel.kinds.kind import State
 from niso.kernel.nft_elements import Element
 from niso.look.host_ports import HOLDERS, Listeners, as_held, published_by, same_place, taken
-from niso.plan.elements import front_port, hairpin, published, published_on
+from niso.plan.elements import hairpin, published
 from niso.plan.records import PortMapping
 from niso.reconcile.change import change
 from niso.runtime.machine import Machine
@@ -267,21 +267,13 @@ def _elements(store: Store, ports: _Moved) -> State:
     elements: set[Element] = set()
     for service, port in ports:
         own = store.addresses(service)
-        if _is_front(store, service):
-            there: dict[str, list[str]] = {}
-            for network, address in own:
-                there.setdefault(store.require_network(network).bridge, []).append(address)
-            first, *others = there
-            elsewhere = {bridge: there[bridge] for bridge in others}
-            elements.update(front_port(service, port, there[first], elsewhere))
-            continue
+        front = _is_front(store, service)
         for name in {network for network, _ in own}:
             its = [address for network, address in own if network == name]
-            if name == own[0][0]:
-                elements.update(published(service, port, its))
-                continue
-            elements.update(published_on(service, port, store.require_network(name).bridge, its))
-        elements.update(hairpin(store.home(service), [(address, "") for _, address in own]))
+            bridge = "" if name == own[0][0] else store.require_network(name).bridge
+            elements.update(published(service, port, its, bridge, front))
+        if not front:
+            elements.update(hairpin(store.home(service), [(address, "") for _, address in own]))
     return State(elements)
 
 

@@ -20,9 +20,7 @@ from niso.plan import policy_elements
 from niso.plan.elements import (
     claim,
     endpoint,
-    front_port,
     published,
-    published_on,
     service_address,
 )
 from niso.plan.records import Member, NetworkRecord, Policed, Policy, primary
@@ -557,13 +555,8 @@ def _published(
             at = port.is_wide if wide else port.host_ip == packet.destination
             if port.proto != packet.proto or not at:
                 continue
-            if known.serving is not None:
-                on = {entered.bridge: [target]} if beside and entered else {}
-                elements = front_port(known.name, port, () if on else [target], on)
-            elif beside and entered:
-                elements = published_on(known.name, port, entered.bridge, [target])
-            else:
-                elements = published(known.name, port, [target])
+            bridge = entered.bridge if beside and entered else ""
+            elements = published(known.name, port, [target], bridge, known.serving is not None)
             # only elements of maps have a value
             found = []
             for element in filter(lambda element: element.value, elements):

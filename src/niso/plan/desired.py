@@ -232,7 +232,10 @@ def _service(
 
 
 def _published(
-    service: PlannedService, port: PortMapping, networks: dict[str, NetworkRecord]
+    service: PlannedService,
+    port: PortMapping,
+    networks: dict[str, NetworkRecord],
+    front: bool = False,
 ) -> Iterator[Element]:
     """Yield the nftables elements of one published port. Connections to the port are translated to
     the service's addresses on its primary network. Connections from clients on another network of
@@ -241,13 +244,11 @@ def _published(
     first = primary(service.endpoints, networks)
     if first is None:
         return
-    yield from elements.published(service.name, port, first.addresses)
     families = {family_of(address) for address in first.addresses}
     for endpoint in service.endpoints:
         inside = [address for address in endpoint.addresses if family_of(address) in families]
-        if endpoint is not first:
-            bridge = networks[endpoint.network].bridge
-            yield from elements.published_on(service.name, port, bridge, inside)
+        bridge = "" if endpoint is first else networks[endpoint.network].bridge
+        yield from elements.published(service.name, port, inside, bridge, front)
 
 
 def _front(
@@ -257,10 +258,8 @@ def _front(
     While no instance of the service receives connections, there are no elements. Connections to
     published ports, and from programs of this host, are sent only to instances on this host.
     """
-    first = primary(service.endpoints, networks)
-    if first is None or not (service.serving or service.elsewhere):
+    if not (service.serving or service.elsewhere):
         return
-    elsewhere: dict[str, list[str]] = {}
     for endpoint in service.endpoints:
         bridge = networks[endpoint.network].bridge
         mac = names.mac("", bridge, names.alias(snapshot.state_id))
@@ -276,10 +275,8 @@ def _front(
                 for some in (service.serving, service.elsewhere)
             )
             yield from elements.service_address(service.name, bridge, mac, address, near, far)
-        if endpoint is not first:
-            elsewhere[bridge] = list(endpoint.addresses)
     for port in service.ports if service.serving else ():
-        yield from elements.front_port(service.name, port, first.addresses, elsewhere)
+        yield from _published(service, port, networks, front=True)
 
 
 def shut(before: Mapping[str, str], forwards: bool, forwards6: bool) -> frozenset[int]:

@@ -7,7 +7,7 @@ the elements of policies.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 
 from niso.base.names import family_of, prefix
@@ -233,65 +233,64 @@ The value says whether keys begin with the host's address, before protocol and p
 LOCAL = {
     f"local_{where}{family}": where == "addr" for where in ("addr", "any") for family in (4, 6)
 }
-"""The nftables maps that `published_on` fills.
+"""The nftables maps that `published` fills for clients on other networks of a service.
 
 The value says whether keys have the host's address after the bridge, before protocol and port.
 """
 
 
-def published(service: str, port: PortMapping, addresses: Iterable[str]) -> list[Element]:
+def published(
+    service: str,
+    port: PortMapping,
+    addresses: Iterable[str],
+    bridge: str = "",
+    front: bool = False,
+) -> list[Element]:
     """Return the elements that translate a published port or port range to a service's addresses.
     Addresses are ignored if the port is not published for their IP version. A port range needs only
     one element if its ports are the same on the host and in the service.
+
+    ``bridge`` is "" if the addresses are on the service's primary network. Otherwise ``bridge`` is
+    the bridge of another network of the service, with the service's addresses there, and the
+    elements are for clients on this network. If a connection from this network were translated to
+    an address on another network, replies would reach the client directly, without the host that
+    translates them back. With ``front``, the addresses are service addresses, whose slots then
+    determine an instance.
     """
+    if bridge and port.host_ip.startswith("127."):
+        return []
     elements = []
-    single = not port.is_wide
-    where, start = ("addr", (port.host_ip, port.proto)) if single else ("any", (port.proto,))
+    where, start = ("any", ()) if port.is_wide else ("addr", (port.host_ip,))
+    start = (*start, port.proto)
+    if bridge:
+        map_, key = "front_local" if front else "local", (bridge, *start)
+    else:
+        map_, key = "front" if front else "publish", start
     for address in addresses:
         family = family_of(address)
         if family not in port.families:
             continue
-        elements += _kept(service, port, f"{where}{family}", start)
-        if port.count > 1 and port.host_port == port.container_port:
-            key = (*start, (port.host_port, port.last))
-            elements.append(Element(INET, f"range_{where}{family}", key, (address,), service))
-            continue
+        if not bridge:
+            elements.append(_kept(service, port, f"{where}{family}", start))
+            if port.count > 1 and port.host_port == port.container_port and not front:
+                ports = (*key, (port.host_port, port.last))
+                elements.append(Element(INET, f"range_{where}{family}", ports, (address,), service))
+                continue
         for n in range(port.count):
-            key, to = (*start, port.host_port + n), (address, port.container_port + n)
-            elements.append(Element(INET, f"publish_{where}{family}", key, to, service))
+            outside, inside = port.host_port + n, port.container_port + n
+            to = (address,) if front else (address, inside)
+            elements.append(Element(INET, f"{map_}_{where}{family}", (*key, outside), to, service))
+            if front:
+                port_of = (address, port.proto, outside)
+                elements.append(Element(INET, f"front_port{family}", port_of, (inside,), service))
     return elements
 
 
-def _kept(service: str, port: PortMapping, where: str, start: tuple[str, ...]) -> list[Element]:
+def _kept(service: str, port: PortMapping, where: str, start: tuple[str, ...]) -> Element:
     if port.count > 1:
         key = (*start, (port.host_port, port.last))
-        return [Element(INET, f"kept_range_{where}", key, (), service)]
-    return [Element(INET, f"kept_{where}", (*start, port.host_port), (), service)]
-
-
-def published_on(
-    service: str, port: PortMapping, bridge: str, addresses: Iterable[str]
-) -> list[Element]:
-    """Return the elements of a published port for clients on one network of the service, which is
-    not its primary network. ``bridge`` is this network's bridge. ``addresses`` are the service's
-    addresses on this network.
-
-    A connection from this network is translated to the service's address on the same network. If it
-    were translated to another address, replies would reach the client directly, without the host
-    that translates them back.
-    """
-    if port.host_ip.startswith("127."):
-        return []
-    single = not port.is_wide
-    where = "addr" if single else "any"
-    start = (bridge, port.host_ip, port.proto) if single else (bridge, port.proto)
-    elements = []
-    for address in addresses:
-        family = family_of(address)
-        for n in range(port.count) if family in port.families else ():
-            key, to = (*start, port.host_port + n), (address, port.container_port + n)
-            elements.append(Element(INET, f"local_{where}{family}", key, to, service))
-    return elements
+        return Element(INET, f"kept_range_{where}", key, (), service)
+    return Element(INET, f"kept_{where}", (*start, port.host_port), (), service)
 
 
 def hairpin(service: str, own: Iterable[tuple[str, str]]) -> list[Element]:
@@ -365,40 +364,3 @@ FRONTS = {
     f"front_{where}{family}": where == "addr" for where in ("addr", "any") for family in (4, 6)
 }
 """The nftables maps from a published port to a service address, as in `PUBLISHED`."""
-
-
-def front_port(
-    service: str,
-    port: PortMapping,
-    addresses: Sequence[str],
-    elsewhere: Mapping[str, Sequence[str]],
-) -> list[Element]:
-    """Return the elements of a published port of a service that has a service address. The elements
-    translate the port to the service address, whose slots then determine an instance. ``addresses``
-    are the service addresses on the service's primary network. ``elsewhere`` maps the bridges of
-    its other networks to the service addresses there, for clients on these networks.
-    """
-    elements: list[Element] = []
-    where = "any" if port.is_wide else "addr"
-    start: tuple[str, ...] = (port.proto,) if port.is_wide else (port.host_ip, port.proto)
-    ports = [(port.host_port + n, port.container_port + n) for n in range(port.count)]
-    for address in addresses:
-        if (family := family_of(address)) not in port.families:
-            continue
-        elements += _kept(service, port, f"{where}{family}", start)
-        for outside, inside in ports:
-            key = (*start, outside)
-            elements.append(Element(INET, f"front_{where}{family}", key, (address,), service))
-            to = (address, port.proto, outside)
-            elements.append(Element(INET, f"front_port{family}", to, (inside,), service))
-    for bridge, others in () if port.host_ip.startswith("127.") else elsewhere.items():
-        for address in others:
-            if (family := family_of(address)) not in port.families:
-                continue
-            for outside, inside in ports:
-                name = f"front_local_{where}{family}"
-                key = (bridge, *start, outside)
-                elements.append(Element(INET, name, key, (address,), service))
-                to = (address, port.proto, outside)
-                elements.append(Element(INET, f"front_port{family}", to, (inside,), service))
-    return elements
