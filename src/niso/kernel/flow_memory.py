@@ -19,27 +19,21 @@ from collections.abc import Callable, Collection
 from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of, packed, unpacked
-from niso.kernel import conntrack, netlink, nft_elements, policy_rules
+from niso.kernel import conntrack, nft_elements, policy_rules
 from niso.kernel.libnftables import TEMPORARY, Nft
-from niso.kernel.netlink import attributes, nested, several, string
-from niso.kernel.nft_elements import PROTOCOLS, Element, Nfnetlink, about
+from niso.kernel.netlink import attributes, several
+from niso.kernel.nft_elements import PROTOCOLS, Element, Nfnetlink, about, counter, expressions
 from niso.kernel.policy_rules import TRACKED
 from niso.kernel.ruleset import BRIDGE, INET
 
 # --- recorded flows -------------------------------------------------------------------------------
 
-_GETRULE, _GETSETELEM, _DELSETELEM = 0x0A07, 0x0A0D, 0x0A0E
+_GETRULE = 0x0A07
 _GETRULE_RESET = 0x0A19  # like GETRULE, and sets counters to 0 (Linux 6.2)
-_DESTROYSETELEM = 0x0A1E  # like DELSETELEM, but no error if the element is missing (Linux 6.3)
-_SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
-_LIST_ELEMENTS, _LIST_ELEM = 3, 1
-_ELEM_KEY, _ELEM_EXPIRATION, _ELEM_EXPR, _ELEM_EXPRESSIONS = 1, 5, 7, 11
-_EXPR_NAME, _EXPR_DATA, _DATA_VALUE = 1, 2, 1
-_COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
-_RULE_EXPRESSIONS = 4
+_LIST_ELEM, _RULE_EXPRESSIONS = 1, 4
+_ELEM_KEY, _ELEM_EXPIRATION = 1, 5
 _ABSENT = (errno.ENOENT, errno.EINVAL)
 _NAMES = {number: name for name, number in PROTOCOLS.items()}
-_CHUNK = 256  # elements in one message
 
 PLACES = {
     name: table
@@ -118,9 +112,7 @@ def beyond() -> dict[tuple[str, str], int]:
 
 
 def _parse_share(key: bytes, fields: dict[int, bytes]) -> tuple[str, int]:
-    parts = [attributes(one) for one in several(fields[_ELEM_EXPRESSIONS], _LIST_ELEM)]
-    (counter,) = (p[_EXPR_DATA] for p in parts if string(p[_EXPR_NAME]) == "counter")
-    return unpacked(key), int.from_bytes(attributes(counter)[_COUNTER_PACKETS], "big")
+    return unpacked(key), counter(expressions(fields))[0]
 
 
 def forget(addresses: Collection[str], names: Collection[str] = tuple(_MISSED)) -> None:
@@ -132,7 +124,9 @@ def forget(addresses: Collection[str], names: Collection[str] = tuple(_MISSED)) 
         if name[-1] in families and name[:-1].removeprefix("share_") in names:
             size = 16 if name.endswith("6") else 4
             keys = dump(table, name, lambda key, _: key, some)
-            _delete(table, name, [k for k in keys if has(k[:size]) or has(k[size : 2 * size])])
+            gone = [k for k in keys if has(k[:size]) or has(k[size : 2 * size])]
+            with Nfnetlink() as kernel:
+                kernel.clear(f"forget flows in {table} {name}", table, name, gone)
 
 
 def forget_all(names: Collection[str]) -> None:
@@ -141,10 +135,8 @@ def forget_all(names: Collection[str]) -> None:
     """
     for name, table in (PLACES | _SHARES).items():
         if name[:-1].removeprefix("share_") in names:
-            what, kinds = f"forget flows in {table} {name}", (errno.ENOENT,)
-            message = netlink.Message(what, _DELSETELEM, 0, about(table, name), kinds)
             with Nfnetlink() as kernel:
-                kernel.transact_batch(what, _SUBSYSTEM, [message])
+                kernel.clear(f"forget flows in {table} {name}", table, name)
     for name in names:
         table, *chains = _MISSED[name]
         for chain in chains:
@@ -185,10 +177,8 @@ def dump[T](
             for one in nft_elements.elements(answer)
         ]
 
-    what, body = f"read {table} {name}", about(table, name)
     with Nfnetlink() as kernel:
-        parts = kernel.dump(what, _GETSETELEM, body, parse_all, _ABSENT)
-    return [item for part in parts for item in part]
+        return kernel.each(table, name, parse_all)
 
 
 def _ends(key: bytes) -> tuple[tuple[str, str, str], bytes]:
@@ -202,24 +192,7 @@ def _parse_recorded(key: bytes, fields: dict[int, bytes]) -> Recorded:
     ends, ports = _ends(key)
     left_ms = int.from_bytes(fields.get(_ELEM_EXPIRATION, b""), "big")
     ago = max(0.0, policy_rules.KEPT_S - left_ms / 1000)
-    return Recorded(*ends, int.from_bytes(ports[:2], "big"), *_counted(fields), ago)
-
-
-def _counted(fields: dict[int, bytes]) -> tuple[int, int]:
-    counter = attributes(attributes(fields[_ELEM_EXPR])[_EXPR_DATA])
-    packets, octets = (counter[kind] for kind in (_COUNTER_PACKETS, _COUNTER_BYTES))
-    return int.from_bytes(packets, "big"), int.from_bytes(octets, "big")
-
-
-def _delete(table: str, name: str, keys: list[bytes]) -> None:
-    what = f"forget flows in {table} {name}"
-    for chunk in itertools.batched(keys, _CHUNK):
-        packed = (nested(_ELEM_KEY, netlink.attribute(_DATA_VALUE, key)) for key in chunk)
-        body = about(table, name)
-        body += nested(_LIST_ELEMENTS, *(nested(_LIST_ELEM, key) for key in packed))
-        message = netlink.Message(what, _DESTROYSETELEM, 0, body)
-        with Nfnetlink() as kernel:
-            kernel.transact_batch(what, _SUBSYSTEM, [message])
+    return Recorded(*ends, int.from_bytes(ports[:2], "big"), *counter(expressions(fields)), ago)
 
 
 def _counts(table: str, chain: str, kind: int = _GETRULE) -> tuple[int, int]:
@@ -231,15 +204,10 @@ def _counts(table: str, chain: str, kind: int = _GETRULE) -> tuple[int, int]:
     """
 
     def parse(answer: bytes) -> tuple[int, int]:
-        expressions = attributes(answer, 4).get(_RULE_EXPRESSIONS, b"")
-        parts = [attributes(one) for one in several(expressions, _LIST_ELEM)]
-        names = [string(part.get(_EXPR_NAME, b"")) for part in parts]
-        packets = sum(
-            int.from_bytes(attributes(part[_EXPR_DATA])[_COUNTER_PACKETS], "big")
-            for part, name in zip(parts, names, strict=True)
-            if name == "counter"
-        )
-        return (0, packets) if "dynset" in names else (packets, 0)
+        parts = several(attributes(answer, 4).get(_RULE_EXPRESSIONS, b""), _LIST_ELEM)
+        fields = nft_elements.named_expressions(parts)
+        packets = counter(fields)[0] if "counter" in fields else 0
+        return (0, packets) if "dynset" in fields else (packets, 0)
 
     what, body = f"read {table} {chain}", about(table, chain)
     with Nfnetlink() as kernel:
@@ -313,7 +281,7 @@ def _parse_switched(
 ) -> tuple[tuple[str, str, str, int, int], int]:
     ends, ports = _ends(key)
     source_port, port = (int.from_bytes(ports[at : at + 2], "big") for at in (0, 4))
-    return (*ends, source_port, port), _counted(fields)[1]
+    return (*ends, source_port, port), counter(expressions(fields))[1]
 
 
 def tables(name: str) -> str:

@@ -214,7 +214,7 @@ _ELEM_FLAGS, _INTERVAL_END = 3, 1  # NFT_SET_ELEM_INTERVAL_END
 _ELEM_TIMEOUT, _ELEM_EXPIRATION = 4, 5  # in ms
 _ELEM_EXPRESSIONS = 11  # instead of _ELEM_EXPR if the set declares several
 _EXPR_NAME, _EXPR_DATA = 1, 2
-_COUNTER_PACKETS = 2
+_COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
 _LAST_SET, _LAST_MSECS = 1, 2  # enum nft_last_attributes
 _DATA_VALUE, _DATA_VERDICT = 1, 2
 _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
@@ -234,6 +234,7 @@ _MOST_BYTES = 32 << 10  # bytes of elements in one message: an attribute can hav
 
 _ABSENT = (errno.ENOENT, errno.EINVAL)  # no such table, set or element; or the set has other types
 _CHUNK = 64  # requests in one sendmsg; their answers must fit the socket's buffer
+_AT_ONCE = 256  # deleted elements in one transaction
 
 
 class Header(NamedTuple):
@@ -286,13 +287,13 @@ class Nfnetlink(netlink.Netfilter):
         record the time. If the key of the set is an interval of one field, elements have only the
         start of the interval.
         """
-        return self._listed(header, partial(_counted, header))
+        return self.each(header.table, header.name, partial(_counted, header))
 
     def all_elements(self, header: Header) -> list[Element]:
         if header.is_plain_interval:
-            bounds = self._listed(header, _bounds)
+            bounds = self.each(header.table, header.name, _bounds)
             return parse_reply(f"read {header.name}", lambda _: _intervals(header, bounds), b"")
-        return self._listed(header, partial(_parse_elements, header))
+        return self.each(header.table, header.name, partial(_parse_elements, header))
 
     def all_of(self, table: str, container: str) -> list[Element] | None:
         """Return all elements of one of niso's sets or maps, or None if the kernel does not have
@@ -315,10 +316,22 @@ class Nfnetlink(netlink.Netfilter):
         answer = self.get_one(f"read table {table}", _GETTABLE, _table(table), (errno.ENOENT,))
         return answer is not None
 
-    def _listed[T](self, header: Header, parse: Callable[[bytes], list[T]]) -> list[T]:
-        what, body = f"read {header.name}", about(*header[:2])
-        dumped = self.dump(what, _GETSETELEM, body, parse, _ABSENT)
+    def each[T](self, table: str, name: str, parse: Callable[[bytes], list[T]]) -> list[T]:
+        """Read all elements of a set or map. ``parse`` is called with each message of the kernel,
+        which has several elements. Returns the results of these calls in one list.
+        """
+        dumped = self.dump(f"read {table} {name}", _GETSETELEM, about(table, name), parse, _ABSENT)
         return [element for part in dumped for element in part]
+
+    def clear(self, what: str, table: str, name: str, keys: list[bytes] | None = None) -> None:
+        """Delete the elements of a set that have these keys and still exist, or all elements.
+        Unlike in `change`, keys are the kernel's bytes. ``what`` is as in `change`.
+        """
+        body, kind = about(table, name), _DELSETELEM if keys is None else _DESTROYSETELEM
+        for chunk in itertools.batched(keys, _AT_ONCE) if keys is not None else ((),):
+            elements = [nested(_LIST_ELEM, _packed_key(key, b"")) for key in chunk]
+            more = nested(_LIST_ELEMENTS, *elements) if elements else b""
+            self.transact_batch(what, _SUBSYSTEM, [netlink.Message(what, kind, 0, body + more)])
 
     def count(self, element: Element) -> int | None:
         """Return how many packets an element has counted, or None if it does not exist."""
@@ -368,6 +381,28 @@ type Edit = tuple[str, Element]
 def elements(answer: bytes) -> Iterator[dict[int, bytes]]:
     """Yield the netlink attributes of each element in a message of the kernel, ``answer``."""
     return map(attributes, several(attributes(answer, 4).get(_LIST_ELEMENTS, b""), _LIST_ELEM))
+
+
+def expressions(element: dict[int, bytes]) -> dict[str, dict[int, bytes]]:
+    """Return {name: netlink attributes} of an element's expressions, such as "counter"."""
+    if _ELEM_EXPR in element:
+        return named_expressions([element[_ELEM_EXPR]])
+    return named_expressions(several(element.get(_ELEM_EXPRESSIONS, b""), _LIST_ELEM))
+
+
+def named_expressions(parts: Iterable[bytes]) -> dict[str, dict[int, bytes]]:
+    """Return {name: netlink attributes} of packed expressions."""
+    return {
+        string(part.get(_EXPR_NAME, b"")): attributes(part.get(_EXPR_DATA, b""))
+        for part in map(attributes, parts)
+    }
+
+
+def counter(fields: dict[str, dict[int, bytes]]) -> tuple[int, int]:
+    """Return (packets, bytes) of the counter among the expressions of an element or a rule."""
+    own = fields["counter"]
+    packets, octets = own[_COUNTER_PACKETS], own[_COUNTER_BYTES]
+    return int.from_bytes(packets, "big"), int.from_bytes(octets, "big")
 
 
 def _only(answer: bytes) -> dict[int, bytes]:
@@ -484,15 +519,10 @@ def _has_types(header: Header, answer: bytes) -> bool:
 def _counted(header: Header, answer: bytes) -> list[tuple[Element, int, float | None]]:
     result = []
     for element in elements(answer):
-        expressions = several(element.get(_ELEM_EXPRESSIONS, b""), _LIST_ELEM)
-        fields = {
-            string(expression.get(_EXPR_NAME, b"")): attributes(expression.get(_EXPR_DATA, b""))
-            for expression in map(attributes, (element.get(_ELEM_EXPR, b""), *expressions))
-        }
+        fields = expressions(element)
         if "counter" not in fields:
             continue
-        number = int.from_bytes(fields["counter"][_COUNTER_PACKETS], "big")
-        last, ago = fields.get("last", {}), None
+        number, last, ago = counter(fields)[0], fields.get("last", {}), None
         if any(last.get(_LAST_SET, b"")):
             ago = int.from_bytes(last[_LAST_MSECS], "big") / 1000
         made = _build(header, _atoms(header.key, data_value(element[_ELEM_KEY])), element)
