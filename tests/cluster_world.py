@@ -126,6 +126,7 @@ class Hosted(Cluster):
         me = (ME, f"id-{ME}", world.store.cluster_id(), "boot")
         self.agent = Agent(me, lambda: self.engine, self.end, self.said.append)
         self.warned: list[str] = []
+        world.machine = world.machine._replace(report=self.report)
 
     def end(self, services: list[str]) -> None:
         end_services(self.world.machine, services)
@@ -135,7 +136,7 @@ class Hosted(Cluster):
         if path not in self.world.kernel.engines:
             self.world.kernel.begin_engine(path)
         request = Request(name, path, networks or (AttachmentNetwork("backend"),), **more)
-        return change_attach.attach(self.world.machine, request, self.report).address[0]
+        return change_attach.attach(self.world.machine, request).address[0]
 
     def look(self, now_s: float = 0.0) -> list[str]:
         return self.agent.poll(self.world.store, self.world.kernel, self.engine, now_s)
@@ -162,7 +163,6 @@ class Hosted(Cluster):
             self.world.machine,
             [target._replace(take=take) for target in found],
             5.0,
-            self.report,
             **more,
         )
         return outcomes[0].address[0]

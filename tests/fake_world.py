@@ -24,6 +24,7 @@ from stored import TemporaryStore, dump
 from niso.base import paths, signals
 from niso.base.errors import Error
 from niso.base.names import owner
+from niso.base.report import Report, silent
 from niso.change import activate as change_activate
 from niso.change import networks as change_networks
 from niso.change import stacks, targets
@@ -144,9 +145,12 @@ class World:
         path.write_text(text)
         return str(path)
 
-    def activate(self, *arguments: str, replace: bool = False, **more: Any) -> list[Outcome]:
+    def activate(
+        self, *arguments: str, replace: bool = False, report: Report = silent, **more: Any
+    ) -> list[Outcome]:
         found = targets.find_targets(self.store, arguments, replace)
-        return change_activate.activate(self.machine, found, 5.0, **more)
+        machine = self.machine._replace(report=report)
+        return change_activate.activate(machine, found, 5.0, **more)
 
     def make(self, network: str, *subnets: str) -> None:
         """Create a network with these subnets."""

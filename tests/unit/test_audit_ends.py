@@ -126,7 +126,7 @@ def test_commands_do_not_prolong_an_audit(world: World, monkeypatch: pytest.Monk
     world.store._db.execute("DELETE FROM policy")
     from niso.change import repair
 
-    repair.repair_all(world.machine, lambda event: None)
+    repair.repair_all(world.machine)
     assert audits(world) == set() and check(world.machine) == []
     # enforced in between, it begins again; and an activation ends it
     world.activate(world.package("db", network={}, **{"network.policy": {"allow_from": []}}))

@@ -56,24 +56,30 @@ def test_first_enabled_service_brings_the_drop_ins_of_other_firewalls(world: Wor
     said: list[object] = []
     units = world.processes.units
     world.activate(world.package("api", network=WEB), world.package("db"))
-    wanted = boot.enable(world.machine, ["api"], said.append, firewall=True)
+    wanted = boot.enable(world.machine._replace(report=said.append), ["api"], firewall=True)
     assert marks(wanted) == {"api": True, "nftables.service": True, "firewalld.service": True}
     assert (
         "ExecStartPost=-+:/usr/bin/timeout --kill-after=10 60 " in units.files[str(wanted[1].unit)]
     )
     assert boot.is_guarded(world.machine)
     boot.disable_firewall(world.machine)
-    assert marks(boot.enable(world.machine, ["db"], said.append, firewall=True)) == {"db": True}
+    assert marks(
+        boot.enable(world.machine._replace(report=said.append), ["db"], firewall=True)
+    ) == {"db": True}
     assert not boot.is_guarded(world.machine)  # as the administrator wants it
     boot.disable(world.machine, ["api", "db"])
     assert not any(isinstance(event, WarningEvent) for event in said)
-    assert marks(boot.enable(world.machine, ["api"], said.append, firewall=False)) == {"api": True}
+    assert marks(
+        boot.enable(world.machine._replace(report=said.append), ["api"], firewall=False)
+    ) == {"api": True}
     (warning,) = [event for event in said if isinstance(event, WarningEvent)]
     assert (warning.text, warning.hints) == (boot.UNGUARDED, (boot.GUARD,))
     # another program's file is left alone, and the service is enabled all the same
     boot.disable(world.machine, ["api"])
     units.files[drop_in("nftables.service")] = "[Service]\n"
-    assert marks(boot.enable(world.machine, ["api"], said.append, firewall=True)) == {"api": True}
+    assert marks(
+        boot.enable(world.machine._replace(report=said.append), ["api"], firewall=True)
+    ) == {"api": True}
     assert units.files[drop_in("nftables.service")] == "[Service]\n"
 
 
@@ -115,10 +121,12 @@ def test_without_systemd_only_the_store_records_it(world: World) -> None:
     world.processes.units.is_init = False
     world.activate(world.package("api"))
     said: list[object] = []
-    assert boot.enable(world.machine, ["api"], said.append) == [boot.Marked("api", True, None)]
+    assert boot.enable(world.machine._replace(report=said.append), ["api"]) == [
+        boot.Marked("api", True, None)
+    ]
     (caution,) = [event for event in said if isinstance(event, WarningEvent)]
     assert "niso restore" in caution.hints[0]
-    boot.enable(world.machine, ["api"], said.append)
+    boot.enable(world.machine._replace(report=said.append), ["api"])
     assert said == [caution], "once"
     assert enabled(world) == ["api"]
     assert world.processes.units.files == {}

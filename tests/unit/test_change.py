@@ -152,7 +152,7 @@ def test_plan_of_a_stop_ends_nothing(world: World) -> None:
     world.activate(world.package("api", network={"ports": ["8080:80"]}))
 
     before = world.picture()
-    plan = lambda: stop.plan_only(world.machine, ["api"], lambda event: None)  # noqa: E731
+    plan = lambda: stop.plan_only(world.machine, ["api"])  # noqa: E731
     assert watched(world.kernel, plan) == NOTHING and world.picture() == before
 
 

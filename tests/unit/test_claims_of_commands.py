@@ -280,12 +280,12 @@ def test_what_this_host_holds_by_its_own_record_starts_restarts_and_stops_withou
     host.activate(host.package("api"))
     host.engine.down = True
     restart(host.world.machine, ["api"])
-    deactivate(host.world.machine, ["api"], host.report)
+    deactivate(host.world.machine, ["api"])
     assert host.warned == ["other hosts do not know it yet: the cluster does not answer"]
     host.activate("api")
     assert host.warned[1:] == ["api starts by this host's own record: the cluster does not answer"]
     host.world.assert_whole()
-    remove(host.world.machine, ["api"], host.report)
+    remove(host.world.machine, ["api"])
     host.engine.down = False
     assert host.held("api") is not None
     host.look()

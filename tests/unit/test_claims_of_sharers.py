@@ -117,7 +117,7 @@ def test_owner_and_sharer_are_activated_and_restarted_together_without_an_answer
     log = shared.package("log")
     deactivate(host.world.machine, ["api"])
     found = targets.find_targets(host.world.store, ["api", log])
-    activate(host.world.machine, found, 5.0, host.report)
+    activate(host.world.machine, found, 5.0)
     assert shared.names() == {"api", "log"}
     restart(host.world.machine, ["api", "log"])
     assert shared.names() == {"api", "log"} and host.warned == []

@@ -61,7 +61,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
 def init(
     world: World, existing: cluster_join.Reach = ETCD, host: str = "a"
 ) -> cluster_join.Membership:
-    return cluster_join.init(world.machine, host, HERE, existing, lambda event: None)
+    return cluster_join.init(world.machine, host, HERE, existing)
 
 
 def is_clean(world: World) -> bool:
@@ -87,7 +87,7 @@ def test_init_leave_and_join_fail_at_each_request(
         raise AssertionError("it never ends")
 
     def leave() -> None:
-        cluster_join.leave(world.machine, False, lambda event: None)
+        cluster_join.leave(world.machine, False)
 
     trying(lambda: init(world), lambda: world.store.cluster_id() != "")
     hosts = ClusterKeys(engine).hosts()
@@ -101,7 +101,7 @@ def test_init_leave_and_join_fail_at_each_request(
     own = text.replace(b"192.0.2.2", HERE.encode())
     trying(leave, lambda: is_clean(world))
     assert ClusterKeys(engine).hosts() == []
-    joining = lambda: cluster_join.join(world.machine, own, None, lambda event: None)  # noqa: E731
+    joining = lambda: cluster_join.join(world.machine, own, None)  # noqa: E731
     trying(joining, lambda: world.store.cluster_id() == made)
     assert config.require().host == "b"
 
@@ -115,7 +115,7 @@ def test_host_that_leaves_without_an_answer_does_not_say_that_its_agent_will_tel
         world.store.across.set_claim(ClaimRow("old", "mark", 1, {}))
     engine.down = True
     said: list[Any] = []
-    cluster_join.leave(world.machine, True, said.append)
+    cluster_join.leave(world.machine._replace(report=said.append), True)
     assert not [each for each in said if isinstance(each, WarningEvent)]
     assert is_clean(world)
 
@@ -142,7 +142,7 @@ def test_wrong_input_of_init_changes_nothing(
     words: str,
 ) -> None:
     with pytest.raises((InvalidInput, UsageError)) as caught:
-        cluster_join.init(world.machine, host, address, existing, lambda event: None)
+        cluster_join.init(world.machine, host, address, existing)
     assert words in caught.value.message
     assert is_clean(world) and engine.get("/").items == ()
 
@@ -188,7 +188,7 @@ def test_lost_host_is_forgotten_and_lives_no_more(world: World, engine: Engine) 
         cluster_hosts.forget(world.machine, "b")
     for command in (cluster_hosts.add_member, cluster_hosts.remove_member):
         with refuses(Error, hint="etcdctl changes its members and backs it up"):
-            command(world.machine, "", lambda event: None)
+            command(world.machine, "")
 
 
 def test_agent_runs_once_and_tells_the_cluster_of_its_host(
@@ -230,7 +230,7 @@ def test_renewal_takes_no_files_that_do_not_work(
     monkeypatch.setattr(Config, "engine", lambda own: Etcd(own.access()))
     bad = text.replace("[files]\n", '[files]\ncacert = "junk"\ncert = "junk"\nkey = "junk"\n')
     with refuses(InvalidInput, hint="make a new one: niso cluster invite HOST --address A"):
-        cluster_join.join(world.machine, bad.encode(), None, lambda event: None)
+        cluster_join.join(world.machine, bad.encode(), None)
     assert os.listdir(paths.cluster_dir()) == ["cluster.toml"]
 
 

@@ -291,7 +291,7 @@ def test_change_of_a_dead_command_is_named_until_another_one_ends_it(world: Worl
     assert words in [finding.text for finding in check(world.machine, "api")]
     assert words not in [finding.text for finding in check(world.machine, "db")]
     events: list[Event] = []
-    activate.restart(world.machine, ["db"], events.append)
+    activate.restart(world.machine._replace(report=events.append), ["db"])
     said = [event.describe() for event in events if isinstance(event, Recovered)]
     assert said == ["api: the interrupted activate was rolled back"]
     world.assert_whole()

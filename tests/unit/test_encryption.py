@@ -59,7 +59,7 @@ def world(world: World) -> World:
 
 
 def init(world: World, encrypt: str) -> Config:
-    cluster_join.init(world.machine, "a", HERE, ETCD, lambda event: None, encrypt)
+    cluster_join.init(world.machine, "a", HERE, ETCD, encrypt)
     return config.require()
 
 
@@ -154,7 +154,7 @@ def test_link_is_there_while_a_network_spans_and_knows_the_hosts_of_the_cluster(
     look(world, engine)
     assert links(world) == [link]
     # and so has this one
-    cluster_join.leave(world.machine, False, lambda event: None)
+    cluster_join.leave(world.machine, False)
     assert not links(world) and not os.path.exists(paths.wireguard_key())
     assert world.store.across.tunnel() is None
 
@@ -168,7 +168,7 @@ def test_cluster_that_is_written_again_is_encrypted_as_it_was(world: World, engi
     look(world, engine)
     made, hosts, link = membership.cluster(), membership.hosts(), links(world)
     engine._items.clear()
-    cluster_hosts.restore(world.machine, lambda event: None)
+    cluster_hosts.restore(world.machine)
     assert (membership.cluster(), membership.hosts()) == (made, hosts) and made
     look(world, engine)
     assert links(world) == link
@@ -188,7 +188,7 @@ def test_new_key_is_that_of_the_link_and_of_the_cluster_even_after_a_kill(
     networks.create(world.machine, NetworkRequest("backend", ("10.99.1.0/24",), span=True))
     [link] = links(world)
     text = cluster_join.invite(world.machine, "a", "", renew=True)
-    cluster_join.join(world.machine, text.encode(), None, lambda event: None)
+    cluster_join.join(world.machine, text.encode(), None)
     [new] = links(world)
     [host] = ClusterKeys(engine).hosts()
     assert link.public != new.public == host.public
@@ -229,7 +229,7 @@ def test_all_hosts_of_a_cluster_encrypt_or_none(world: World, engine: Engine) ->
         membership.join(plain)
     text = cluster_join.invite(world.machine, "b", "192.0.2.2", False)
     assert invitation.parsed(text.encode()).config().encryption == "userspace"
-    cluster_join.leave(world.machine, False, lambda event: None)
+    cluster_join.leave(world.machine, False)
     with refuses(Conflict, hint="--encrypt=userspace"):
         init(world, "")
     assert not os.path.exists(paths.cluster_dir())

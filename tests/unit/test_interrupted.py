@@ -250,8 +250,8 @@ def test_undoing_is_one_for_as_long_as_it_lasts(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(undo, "undo", lambda *_: seen.append(undo.undoing) or {})
     kernel = Fake()
     machine = Machine(Store.open(), kernel, FakeProcesses(kernel))
-    undo.undo_all(machine, [], Error("it is unhealthy"), lambda _: None)
-    undo.undo_all(machine, [], KeyboardInterrupt(), lambda _: None)
+    undo.undo_all(machine, [], Error("it is unhealthy"))
+    undo.undo_all(machine, [], KeyboardInterrupt())
     assert (seen, undo.undoing) == ([True, False], False)
 
 

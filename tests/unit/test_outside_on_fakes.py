@@ -174,7 +174,7 @@ def test_no_name_leads_into_a_network_that_its_own_activation_makes(world: World
     stacks.up(world.machine, stack_members.load(path), 5.0, dry_run=True)
     assert world.picture() == before
     said: list[object] = []
-    stacks.up(world.machine, stack_members.load(path), 5.0, said.append)
+    stacks.up(world.machine._replace(report=said.append), stack_members.load(path), 5.0)
     world.assert_whole()
     assert hosts(world) == {OTHER: {"192.0.2.7"}} and TWO not in reaches(world)
     assert f"{API}: {TWO} is refused: it is in a network of niso" in [
@@ -427,7 +427,7 @@ def test_timer_is_there_while_an_enabled_service_has_names(world: World, dns: Dn
     # another state folder's is left alone
     units.write("/etc/systemd/system/niso_refresh.timer", "# somebody else's")
     said: list[object] = []
-    boot.enable(world.machine, ["web"], said.append)
+    boot.enable(world.machine._replace(report=said.append), ["web"])
     assert len(written()) == 1
     assert any(isinstance(event, WarningEvent) for event in said)
 

@@ -83,7 +83,7 @@ def test_what_a_forward_took_is_back_with_its_end_unless_somebody_else_has_it(wo
     forward(world.machine, "db", wide, replace=True)
     world.kernel.listening["tcp"] = [Listener(2, "0.0.0.0", 8080, 1)]
     said: list[object] = []
-    assert end(world.machine, "db", wide, said.append) == []
+    assert end(world.machine._replace(report=said.append), "db", wide) == []
     assert [event.hints for event in said if isinstance(event, WarningEvent)] == [
         ("stop it, then niso activate api",)
     ]

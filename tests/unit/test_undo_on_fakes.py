@@ -208,7 +208,7 @@ def test_death_at_any_step_is_recovered(tmp_path: Path, scene: Scene) -> None:
         left = {intent.service for intent in world.store.intents()}
         assert services.interrupted(world.store).keys() == left
         events: list[Event] = []
-        journal.recover(world.machine, events.append)
+        journal.recover(world.machine._replace(report=events.append))
         assert {event.service for event in events if isinstance(event, Recovered)} == left
         if "activate" in begun:
             assert world.picture() == before

@@ -34,7 +34,7 @@ def attach(
 ) -> bool:
     request = Request(name, "", (AttachmentNetwork("backend"),), owner="systemd", id=unit, **more)  # type: ignore[arg-type]
     report = (lambda event: None) if said is None else said.append
-    return unit_network.attach(world.machine, request, unit, WORDS, report).changed
+    return unit_network.attach(world.machine._replace(report=report), request, unit, WORDS).changed
 
 
 @pytest.mark.parametrize(

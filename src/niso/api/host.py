@@ -458,11 +458,11 @@ class Host(ApiPart):
 
         machine = self.session.machine_for_change()
         if dry_run:
-            repair.plan_repair(machine, self.session.report, kernel)
+            repair.plan_repair(machine, kernel)
             return Repaired(0)
         if kernel:
-            return Repaired(repair.repair_network(machine, self.session.report))
-        steps = repair.repair_all(machine, self.session.report)
+            return Repaired(repair.repair_network(machine))
+        steps = repair.repair_all(machine)
         steps += sum(one.changed for one in self.attachments.gc())
         steps += sum(one.changed for one in self.attachments.apply_policies())
         self.session.report(Finished())
@@ -481,7 +481,7 @@ class Host(ApiPart):
 
         machine = self.session.machine_for_change(create=on)
         change = boot.enable_firewall if on else boot.disable_firewall
-        return tuple(change(machine, self.session.report))
+        return tuple(change(machine))
 
     def sweep(self, *, dry_run: bool = False) -> Swept:
         """Remove all objects that niso created in the kernel, even if niso's database is missing.

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping
 
-    from niso.base.report import Report
     from niso.runtime.machine import Machine
 
 
@@ -72,11 +71,10 @@ class Attachments(ApiPart):
         given = as_usage(lambda: _complete(request))
         wanted = as_usage(lambda: _request(given))
         machine = self.session.machine_for_change(create=True)
-        report = self.session.report
         if given.unit is not None:
-            done = unit_network.attach(machine, wanted, given.unit, _words(given), report)
+            done = unit_network.attach(machine, wanted, given.unit, _words(given))
         else:
-            done = attach.attach(machine, wanted, report)
+            done = attach.attach(machine, wanted)
         warnings.attached(self.session, machine, [done])
         return done
 
@@ -89,10 +87,7 @@ class Attachments(ApiPart):
         """
         wanted = texts(names, "names")
         machine = self.session.machine_for_change()
-        return tuple(
-            Changed(name, _detach(machine, name, id, self.session.report))
-            for name in dict.fromkeys(wanted)
-        )
+        return tuple(Changed(name, _detach(machine, name, id)) for name in dict.fromkeys(wanted))
 
     def apply_policies(self) -> tuple[Changed, ...]:
         """Apply the files in /etc/niso/policies to all attachments. If an attachment's new policy
@@ -100,7 +95,7 @@ class Attachments(ApiPart):
         Attachments whose policy does not change are left out of the result.
         """
         machine = self.session.machine_for_change()
-        done = attach.apply_policies(machine, self.session.report)
+        done = attach.apply_policies(machine)
         warnings.attached(self.session, machine, done)
         return tuple(Changed(one.service, one.changed) for one in done)
 
@@ -120,20 +115,20 @@ class Attachments(ApiPart):
         if ids is not None and owner is None:
             raise UsageError("needs --owner", "ids are those of one owner", "--valid")
         machine = self.session.machine_for_change()
-        gone = attach.collect(machine, owner, ids, self.session.report)
+        gone = attach.collect(machine, owner, ids)
         if owner in (None, netavark.OWNER):
             gone += netavark.collect(machine)
-            netavark.drop_networks(machine, self.session.report)
+            netavark.drop_networks(machine)
         return tuple(Changed(name, True) for name in gone)
 
 
-def _detach(machine: Machine, name: str, id: str | None, report: Report) -> bool:
+def _detach(machine: Machine, name: str, id: str | None) -> bool:
     if id is None:
         unit = unit_network.unit_of(machine, name)
         if unit is not None:
-            unit_network.detach(machine, name, unit, report)
+            unit_network.detach(machine, name, unit)
             return True
-    return attach.detach(machine, name, id, report)
+    return attach.detach(machine, name, id)
 
 
 def _complete(given: AttachRequest) -> AttachRequest:

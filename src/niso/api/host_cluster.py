@@ -61,13 +61,13 @@ class Clusters(ApiPart):
                 raise UsageError(reason, "leave out the other options")
 
             machine = self.session.machine_for_change()
-            return cluster_hosts.restore(machine, self.session.report)
+            return cluster_hosts.restore(machine)
 
         machine = self.session.machine_for_change(create=True)
         existing = None if etcd is None else _existing(etcd)
         host, where = text(name, "--name"), text(address, "--address")
-        how, report = text(encrypt, "--encrypt"), self.session.report
-        return _entering(lambda: cluster_join.init(machine, host, where, existing, report, how))
+        how = text(encrypt, "--encrypt")
+        return _entering(lambda: cluster_join.init(machine, host, where, existing, how))
 
     def invite(
         self, host: str, *, address: str = "", renew: bool = False, member: bool = False
@@ -92,8 +92,8 @@ class Clusters(ApiPart):
         default is the cluster's own setting. Raises InvalidInput, Conflict, Error.
         """
         machine = self.session.machine_for_change(create=True)
-        how, report = text(encrypt, "--encrypt"), self.session.report
-        return _entering(lambda: cluster_join.join(machine, invitation, member, report, how))
+        how = text(encrypt, "--encrypt")
+        return _entering(lambda: cluster_join.join(machine, invitation, member, how))
 
     def leave(self, *, force: bool = False) -> str:
         """Remove this host from its cluster, and return the name that the host had in the cluster.
@@ -102,7 +102,7 @@ class Clusters(ApiPart):
         services of this host are on networks of the cluster.
         """
         machine = self.session.machine_for_change()
-        return cluster_join.leave(machine, force, self.session.report).host
+        return cluster_join.leave(machine, force).host
 
     def forget(self, host: str) -> niso.Forgotten:
         """Remove a dead host from the cluster. Raises NotFound, or Conflict if it is alive."""
@@ -114,7 +114,7 @@ class Clusters(ApiPart):
         ``host`` must be empty or the name of this host. Raises Conflict, Error.
         """
         machine = self.session.machine_for_change()
-        return cluster_hosts.add_member(machine, text(host, "HOST"), self.session.report)
+        return cluster_hosts.add_member(machine, text(host, "HOST"))
 
     def remove_member(self, host: str = "") -> int:
         """Remove the etcd member of a dead host, or of this host if ``host`` is empty.
@@ -122,7 +122,7 @@ class Clusters(ApiPart):
         Returns the number of remaining members. Raises Conflict, NotFound, Error.
         """
         machine = self.session.machine_for_change()
-        return cluster_hosts.remove_member(machine, text(host, "HOST"), self.session.report)
+        return cluster_hosts.remove_member(machine, text(host, "HOST"))
 
     def be_only_member(self) -> niso.Membership:
         """Make this host's etcd member the only one, after most members have failed for good.
@@ -130,7 +130,7 @@ class Clusters(ApiPart):
         Raises Error, and Conflict if most members still answer.
         """
         machine = self.session.machine_for_change()
-        return cluster_hosts.be_only_member(machine, self.session.report)
+        return cluster_hosts.be_only_member(machine)
 
     def backup(self, file: str | os.PathLike[str]) -> int:
         """Write etcd's data to a file that only root can read. Return its size. Raises Error."""

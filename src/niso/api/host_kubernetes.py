@@ -36,11 +36,11 @@ class Kubernetes(ApiPart):
         """Run the agent with systemd now and at boot. Raises Conflict, or Error without systemd."""
         config = path(kubeconfig, "--kubeconfig")
         machine = self.session.machine_for_change(create=True)
-        return _marked(pod_agent.enable(machine, config, self.session.report))
+        return _marked(pod_agent.enable(machine, config))
 
     def disable(self) -> Marked:
         """Stop the agent, and no longer start it at boot. The pods' policies do not change."""
-        return _marked(pod_agent.disable(self.session.machine_for_change(), self.session.report))
+        return _marked(pod_agent.disable(self.session.machine_for_change()))
 
 
 def _marked(changed: bool) -> Marked:

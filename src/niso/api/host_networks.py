@@ -145,8 +145,8 @@ class Networks(ApiPart):
             name, prefixes, ipv6, bridges, internal, mtu, allow_public, observe, span, multicast
         )
         if not dry_run and store.intents():
-            journal.recover(machine, self.session.report)
-        made = networks.create(machine, request, self.session.report, dry_run)
+            journal.recover(machine)
+        made = networks.create(machine, request, dry_run)
         network = _described(store, made or store.require_network(name))
         return CreatedNetwork(made is not None, network)
 
@@ -182,8 +182,8 @@ class Networks(ApiPart):
         wanted = [*dict.fromkeys(texts(names, "names"))]
         machine = self.session.machine_for_change()
         if not dry_run:
-            journal.recover(machine, self.session.report)
-        networks.remove(machine, wanted, self.session.report, dry_run)
+            journal.recover(machine)
+        networks.remove(machine, wanted, dry_run)
         return tuple(RemovedNetwork(name, not dry_run) for name in wanted)
 
     def ports(self) -> tuple[niso.PublishedPort, ...]:

@@ -95,7 +95,7 @@ class Services(ApiPart):
                 text = f"{name}: has the manifest of its last activation, not that of ./{name}"
                 self.session.caution(text, (f"to apply that one: niso activate ./{name}",))
         self.session.expect(target.name for target in wanted if target.spec.program.healthcheck)
-        outcomes = activate.activate(machine, wanted, timeout_s, self.session.report, dry_run)
+        outcomes = activate.activate(machine, wanted, timeout_s, dry_run)
         self.session.report(Finished())
         if not dry_run:
             warnings.activated(self.session, machine, outcomes)
@@ -120,7 +120,7 @@ class Services(ApiPart):
         machine = self.session.machine_for_change()
         store = machine.store
         if not dry_run:
-            journal.recover(machine, self.session.report)  # recovery can restore services
+            journal.recover(machine)  # recovery can restore services
         rows = [row for row in store.services() if row.active and not row.is_attachment]
         own = [row.name for row in rows if "." not in row.name]
         return tuple(boot.deactivate(self.session, machine, own, dry_run))
@@ -143,7 +143,7 @@ class Services(ApiPart):
         store = machine.store
         wanted = _resolved(store, names, instances=True)
         self.session.expect(_with_healthcheck(store, wanted))
-        activate.restart(machine, wanted, self.session.report, after)
+        activate.restart(machine, wanted, after)
         self.session.report(Finished())
         running = store.instances.runners(wanted)
         warnings.warn_of_limits(self.session, store, running)
@@ -186,7 +186,7 @@ class Services(ApiPart):
         from niso.change import activate, warnings
 
         timeout_s = seconds(timeout, "timeout", LEAST_TIMEOUT_S)
-        outcomes = activate.activate(machine, [target], timeout_s, self.session.report)
+        outcomes = activate.activate(machine, [target], timeout_s)
         self.session.report(Finished())
         warnings.activated(self.session, machine, outcomes)
         return tuple(outcomes)
@@ -200,9 +200,9 @@ class Services(ApiPart):
         wanted = [*dict.fromkeys(_own_name(store, name, volumes) for name in texts(names, "names"))]
         _refuse_instances(store, wanted)
         enabled = [name for name in wanted if (row := store.service(name)) and row.enabled]
-        deactivate.remove(machine, wanted, self.session.report, volumes)
+        deactivate.remove(machine, wanted, volumes)
         if enabled:
-            boot.clear(machine, enabled, self.session.report)
+            boot.clear(machine, enabled)
         return tuple(deactivate.Done(name, True) for name in wanted)
 
     def watch_health(self, log: Callable[[str], None]) -> Following:
@@ -241,7 +241,7 @@ class Services(ApiPart):
 
         machine = self.session.machine_for_change()
         wanted = _resolved(machine.store, texts(names, "names"))
-        return tuple(boot.enable(machine, wanted, self.session.report, firewall))
+        return tuple(boot.enable(machine, wanted, firewall))
 
     def disable(self, *names: str) -> tuple[niso.Marked, ...]:
         """No longer start services at boot. Active services stay active. Raises Conflict, Error."""
@@ -249,7 +249,7 @@ class Services(ApiPart):
 
         machine = self.session.machine_for_change()
         wanted = _resolved(machine.store, texts(names, "names"))
-        return tuple(boot.disable(machine, wanted, self.session.report))
+        return tuple(boot.disable(machine, wanted))
 
     def restore(self, *, timeout: float = 60.0) -> niso.Restored:
         """Create all bridges and activate all enabled services.
@@ -264,7 +264,7 @@ class Services(ApiPart):
         store = machine.store
         enabled = [row.name for row in store.services() if row.enabled]
         self.session.expect(_with_healthcheck(store, enabled))
-        done = boot.restore(machine, timeout_s, self.session.report)
+        done = boot.restore(machine, timeout_s)
         self.session.report(Finished())
         warnings.activated(self.session, machine, done.outcomes)
         return done
@@ -449,9 +449,7 @@ class Services(ApiPart):
         wanted = self._port(name, port)
         machine = self.session.machine_for_change()
         service = machine.store.resolve(name)
-        changed, taken = port_forward.port_forward(
-            machine, service, wanted, replace=replace, report=self.session.report
-        )
+        changed, taken = port_forward.port_forward(machine, service, wanted, replace=replace)
         [(_, ports)] = _taken(machine.store, [(service, wanted)])
         return Forwarded(service, changed, ports, _taken(machine.store, taken), ())
 
@@ -466,7 +464,7 @@ class Services(ApiPart):
         wanted = self._port(name, port)
         machine = self.session.machine_for_change()
         service = machine.store.resolve(name)
-        back = port_forward.port_unforward(machine, service, wanted, self.session.report)
+        back = port_forward.port_unforward(machine, service, wanted)
         [(_, ports)] = _taken(machine.store, [(service, wanted)])
         return Forwarded(service, True, ports, (), _taken(machine.store, back))
 

@@ -53,7 +53,7 @@ class Stacks(ApiPart):
         machine = self.session.machine_for_change(create=not dry_run)
         named = stack_members.named(machine.store, loaded)
         self.session.expect(member.name for member in named.members if member.has_healthcheck)
-        done = stacks.up(machine, loaded, timeout_s, self.session.report, dry_run, replace)
+        done = stacks.up(machine, loaded, timeout_s, dry_run, replace)
         self.session.report(Finished())
         if not dry_run:
             warnings.activated(self.session, machine, done.services)
@@ -69,7 +69,7 @@ class Stacks(ApiPart):
         """
         machine = self.session.machine_for_change()
         where = path(stack, "stack")
-        return stacks.down(machine, where, self.session.report, dry_run, volumes)
+        return stacks.down(machine, where, dry_run, volumes)
 
     def status(self, stack: str | os.PathLike[str]) -> tuple[niso.ServiceLine, ...]:
         """Return the services of a stack with their status.

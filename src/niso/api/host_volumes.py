@@ -65,7 +65,7 @@ class Volumes(ApiPart):
         pairs = as_usage(lambda: [_split(name) for name in wanted])
         machine = self.session.machine_for_change()
         found = _lines(machine.store, wanted) if wanted else []
-        deactivate.remove_volumes(machine, pairs, self.session.report)
+        deactivate.remove_volumes(machine, pairs)
         return tuple(found)
 
     # --- archives of services ---------------------------------------------------------------------
@@ -111,7 +111,7 @@ class Volumes(ApiPart):
         if file == "":
             day = time.strftime("%Y-%m-%d")
             file = f"{stack or ('all' if all else names[0])}-{day}.niso"
-        return save_load.save(machine, names, file, secrets, stop, self.session.report)
+        return save_load.save(machine, names, file, secrets, stop)
 
     def load(
         self,
@@ -135,9 +135,7 @@ class Volumes(ApiPart):
             as_usage(lambda: values.service_name(text(prefix, "prefix"), "--as"))
         machine = self.session.machine_for_change(create=True)
         trusted = None if trust_owner else callers()
-        loaded = save_load.load(
-            machine, path(file, "file"), prefix, trusted, timeout_s, self.session.report
-        )
+        loaded = save_load.load(machine, path(file, "file"), prefix, trusted, timeout_s)
         self.session.report(Finished())
         return tuple(loaded)
 

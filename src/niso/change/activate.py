@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from niso.base.errors import Conflict, Error, ErrorGroup, NotFound, raise_all
 from niso.base.locks import Busy, Lock, lock_after
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.report import CopyingPackage, Report, Stopping, silent
+from niso.base.report import CopyingPackage, Stopping, silent
 from niso.base.signals import signals_blocked
 from niso.change import deploy, outside_names_refresh, scope, start, stop
 from niso.change.admit import NO_STACK, Change, NoClaims, StackMembership, record_all
@@ -58,7 +58,6 @@ def activate(
     machine: Machine,
     targets: list[Target],
     timeout_s: float,
-    report: Report = silent,
     dry_run: bool = False,
     after: After | None = None,
     stack: StackMembership = NO_STACK,
@@ -72,10 +71,10 @@ def activate(
     deploy. Raises InvalidInput, Conflict, KernelError or ProcessError after the roll-back.
     """
     if dry_run:
-        return _planned(machine, targets, stack, report)
+        return _planned(machine, targets, stack)
     names = [*stack.leaving, *(target.name for target in targets)]
-    recover(machine, report, names)
-    outside_names_refresh.prepare(machine, targets, report)
+    recover(machine, names)
+    outside_names_refresh.prepare(machine, targets)
     locks, targets = _locked(machine.store, targets, stack)
     with locks:
         rollouts = _rollouts(machine, targets)
@@ -84,14 +83,14 @@ def activate(
         ending = {*machine.store.instances.with_instances(stack.leaving)} - {*stack.leaving}
         ending |= {*_dropped(machine.store, targets)}
         locks.enter_context(locked_instances(machine.store, ending))
-        activation = _Activation(machine, targets, stack, report, rollouts)
+        activation = _Activation(machine, targets, stack, rollouts)
         try:
             activation.copy_packages()
             activation.claim()
             activation.stop_leaving()
             changes = activation.change()
             activation.start(changes, timeout_s, after)
-            activation.claims.publish(report)
+            activation.claims.publish()
             changed = activation.finish(changes)
         except BaseException as error:
             activation.undo(error)
@@ -103,7 +102,7 @@ def activate(
         activation.complete()
         outcomes = activation.outcomes(changes, changed)
     if is_first and any(one.more for one in rollouts):
-        _continue(machine, rollouts, timeout_s, report)
+        _continue(machine, rollouts, timeout_s)
     return outcomes
 
 
@@ -118,7 +117,7 @@ def foreseen(
 
     worlds: list[PolicyContext] = []
     observe = lambda: worlds.append(read_world(machine.kernel, machine.store))  # noqa: E731
-    _planned(machine, targets, stack, silent, observe)
+    _planned(machine._replace(report=silent), targets, stack, observe)
     return worlds[0], worlds[1]
 
 
@@ -126,7 +125,6 @@ def _planned(
     machine: Machine,
     targets: list[Target],
     stack: StackMembership,
-    report: Report,
     observe: Callable[[], object] = lambda: None,
 ) -> list[Outcome]:
     """Report the steps of `activate` without carrying them out, and return the planned outcomes.
@@ -136,7 +134,7 @@ def _planned(
     """
     store = machine.store
     targets = scope.with_followers(store, targets, stack.leaving)
-    activation = _Activation(machine, targets, stack, report, _rollouts(machine, targets))
+    activation = _Activation(machine, targets, stack, _rollouts(machine, targets))
     activation.claim(dry_run=True)
     answers = outside_names_refresh.look(machine, targets)
     with Lock(), store.transaction() as transaction:
@@ -178,7 +176,7 @@ def _rollouts(machine: Machine, targets: list[Target]) -> list[Rollout]:
     return [deploy.rollout(machine, target) for target in targets if target.spec.is_front]
 
 
-def _continue(machine: Machine, rollouts: list[Rollout], timeout_s: float, report: Report) -> None:
+def _continue(machine: Machine, rollouts: list[Rollout], timeout_s: float) -> None:
     """Replace the remaining instances of services whose deploy needs several steps.
 
     If a step fails, the instances that were already replaced get the former version again, unless
@@ -187,7 +185,7 @@ def _continue(machine: Machine, rollouts: list[Rollout], timeout_s: float, repor
     try:
         for done in range(max(one.more for one in rollouts)):
             left = [one.front for one in rollouts if one.more > done]
-            activate(machine, left, timeout_s, report, is_first=False)
+            activate(machine, left, timeout_s, is_first=False)
     except Exception as error:
         former = [
             target
@@ -195,7 +193,7 @@ def _continue(machine: Machine, rollouts: list[Rollout], timeout_s: float, repor
             if not deploy.keeps(one) and (target := deploy.before(one)) is not None
         ]
         try:
-            activate(machine, former, timeout_s, report)
+            activate(machine, former, timeout_s)
         except Error as other:
             raise ErrorGroup([error, other] if isinstance(error, Error) else [other]) from error
         raise
@@ -209,11 +207,10 @@ class _Activation:
         machine: Machine,
         targets: list[Target],
         stack: StackMembership,
-        report: Report,
         rollouts: list[Rollout],
     ) -> None:
         self._machine, self._store, self._kernel = machine, machine.store, machine.kernel
-        self._stack, self._report, self._rollouts = stack, report, rollouts
+        self._stack, self._rollouts = stack, rollouts
         self._began = time.time()
         # services whose rows change together with the slots of their service address
         self._swapped = [one.front for one in rollouts if one.replaces]
@@ -251,7 +248,7 @@ class _Activation:
         made = [request.name for request in requests if not request.span]
         unobserved = [request.name for request in requests if not request.observe]
         self.claims = cluster_claims.prepare(
-            self._machine, self._targets, made, self._report, dry_run, unobserved
+            self._machine, self._targets, made, dry_run, unobserved
         )
 
     def stop_leaving(self) -> None:
@@ -262,34 +259,36 @@ class _Activation:
             with Lock(), change(self._kernel, self._store, self._scope(), dry_run=True):
                 self._record()
         for one in self._rollouts if self._retired else ():
-            deploy.retire(self._machine, one, self._report)
+            deploy.retire(self._machine, one)
         names = dict.fromkeys([*self._stack.leaving, *(row.name for row in self._leaving)])
         # the intents of retired instances have the rows from before they left the slots
         fresh = [name for name in names if name not in self._retired]
         begin(self._store, fresh, "activate")
-        ended = stop.stop(self._machine.processes, self._leaving, self._report, {})
+        ended = stop.stop(self._machine, self._leaving, {})
         raise_all([*ended.values()])
         self._stop_converted()
 
     def change(self) -> list[Change]:
         with Lock():
-            self.claims.remove_displaced(self._report)
+            self.claims.remove_displaced()
             scope = self._scope()
-            with change(self._kernel, self._store, scope, self._report, rows_first=True) as made:
+            with change(
+                self._kernel, self._store, scope, self._machine.report, rows_first=True
+            ) as made:
                 changes = self._record()
-                outside_names_refresh.bar(self._machine, self._targets, self._report)
+                outside_names_refresh.bar(self._machine, self._targets)
         self._has_steps = bool(made.steps)
         return changes
 
     def start(self, changes: list[Change], timeout_s: float, after: After | None) -> None:
         runs = [done for done in changes if done.row.has_process]
         if not self._rollouts:
-            start.run(self._machine.processes, runs, timeout_s, self._report, after)
+            start.run(self._machine, runs, timeout_s, after)
             return
 
         after = deploy.needs(after, self._rollouts)
-        healthy = deploy.first_slots(self._machine, self._rollouts, self._report)
-        start.run(self._machine.processes, runs, timeout_s, self._report, after, healthy)
+        healthy = deploy.first_slots(self._machine, self._rollouts)
+        start.run(self._machine, runs, timeout_s, after, healthy)
 
     def finish(self, changes: list[Change]) -> set[str]:
         """Delete intents, unused networks and old package copies. Return the changed services."""
@@ -335,12 +334,12 @@ class _Activation:
         if self._leaving:
             stop.stop_timers(self._machine, [row.name for row in self._leaving])
         if self._dropped:
-            stop.forget(self._machine, self._dropped, self._report)
+            stop.forget(self._machine, self._dropped)
         if self._rollouts or any(_restarts(target) for target in self._targets):
             from niso.change import health_agent
 
             health_agent.ensure(self._machine)
-        deploy.complete(self._machine, self._rollouts, self._began, self._report)
+        deploy.complete(self._machine, self._rollouts, self._began)
 
     def outcomes(self, changes: list[Change], changed: set[str]) -> list[Outcome]:
         """Return one outcome per service. A changed instance counts as a change of its service."""
@@ -364,12 +363,12 @@ class _Activation:
         instances = [t.name for one in self._rollouts for t in one.new]
         instances += [name for one in self._rollouts for name in one.old]
         services = list(dict.fromkeys((*instances, *untold, *others)))
-        cluster_claims.report_changes(self._machine, services, self._report)
+        cluster_claims.report_changes(self._machine, services)
 
     def undo(self, error: BaseException) -> None:
-        undo_all(self._machine, self._names, error, self._report)
+        undo_all(self._machine, self._names, error)
         if self.claims.homes:
-            stop.report_to_cluster(self._machine, self.claims.homes, self._report)
+            stop.report_to_cluster(self._machine, self.claims.homes)
 
     def record_failures(self, error: BaseException) -> None:
         """Record the failed deploys for `niso history`.
@@ -401,24 +400,24 @@ class _Activation:
             self._report_copy(files)
         self._find_leaving()
         for row in self._leaving:
-            self._report(Stopping(row.name))
+            self._machine.report(Stopping(row.name))
         scope = self._scope()
         before = desired_now(kernel, store, scope)
         changes = self._record()
-        outside_names_refresh.bar(self._machine, self._targets, self._report)
+        outside_names_refresh.bar(self._machine, self._targets)
         steps = plan(kernel, store, scope, before).steps
         self._has_steps = bool(steps)
         for step in steps:
-            self._report(step)
+            self._machine.report(step)
         changes += self._swap()
         for done in changes:
             if done.rehosts:
-                self._report(start.event_of(done.row, rehosts=True))
+                self._machine.report(start.event_of(done.row, rehosts=True))
         for done in changes:
             if done.restarts:
                 if done.before is not None and done.before.active:
-                    self._report(Stopping(done.name))
-                self._report(start.event_of(done.row, done.rehosts))
+                    self._machine.report(Stopping(done.name))
+                self._machine.report(start.event_of(done.row, done.rehosts))
         changed = self._changed(changes)
         left = _left(changes)
         scope = scope_left(store, left)
@@ -427,7 +426,7 @@ class _Activation:
         reported = set(steps)  # these steps were only planned, so the next plan contains them again
         for step in plan(kernel, store, scope, before).steps if left else []:
             if step not in reported:
-                self._report(step)
+                self._machine.report(step)
         return self.outcomes(changes, changed)
 
     # --- parts of steps -----------------------------------------------------------------------
@@ -437,7 +436,7 @@ class _Activation:
 
     def _report_copy(self, files: package.PackageFiles) -> None:
         if files.folder:  # a service of a stack.toml may have no package
-            self._report(CopyingPackage(files.folder))
+            self._machine.report(CopyingPackage(files.folder))
 
     def _find_leaving(self) -> None:
         leaving = self._store.instances.with_instances(self._stack.leaving)
@@ -470,10 +469,10 @@ class _Activation:
 
     def _last_change(self, left: set[str]) -> AbstractContextManager[object]:
         if not self._rollouts:
-            return leaving(self._machine, left, self._report)
+            return leaving(self._machine, left)
         scope = scope_of(self._store, [one.front for one in self._rollouts])
         scope = scope.joined(scope_left(self._store, left))
-        return change(self._kernel, self._store, scope, self._report, teardown=True)
+        return change(self._kernel, self._store, scope, self._machine.report, teardown=True)
 
     def _stop_converted(self) -> None:
         rows = [
@@ -482,7 +481,7 @@ class _Activation:
             if (row := self._store.service(one.name)) is not None and row.active and row.has_process
         ]
         begin(self._store, [row.name for row in rows], "activate")
-        ended = stop.stop(self._machine.processes, rows, self._report, {})
+        ended = stop.stop(self._machine, rows, {})
         raise_all([*ended.values()])
 
     def _changed(self, changes: list[Change]) -> set[str]:
@@ -530,7 +529,6 @@ def _outcome(store: Store, done: Change, changed: bool) -> Outcome:
 def restart(
     machine: Machine,
     services: list[str],
-    report: Report = silent,
     after: After | None = None,
     meanwhile: Callable[[], None] | None = None,
 ) -> None:
@@ -541,12 +539,12 @@ def restart(
     After an error, processes that niso has stopped are started again.
     """
     store = machine.store
-    recover(machine, report, services)
+    recover(machine, services)
     for name in services:
         if (front := store.require_active(name)).mode == "front":
             newest = max((one.version for one in store.instances.of(name)), default=0)
             again = of_row(front)._replace(again=newest + 1)
-            activate(machine, [again], start.TIMEOUT_S, report)
+            activate(machine, [again], start.TIMEOUT_S)
     services = [name for name in services if store.require_active(name).has_process]
     with locked(store, services):
         rows = []
@@ -565,24 +563,24 @@ def restart(
         begin(store, services, "restart")
         try:
             rows = _refreshed(store, rows)
-            _leave(machine, instances, report)
+            _leave(machine, instances)
             if meanwhile is not None:
-                errors = stop.stop(machine.processes, rows, report, after or {})
+                errors = stop.stop(machine, rows, after or {})
                 raise_all([*errors.values()])
                 meanwhile()
-            start.restart(machine.processes, rows, report, after)
+            start.restart(machine, rows, after)
             stop.end_intents(store, services)
             _serve(machine, instances)
         except BaseException as failure:
             error = failure
-            end_restart(machine, services, report)
+            end_restart(machine, services)
             raise
         finally:
             with suppress(Busy), lock_after(error), store.transaction():
                 stop.record(store, recorded, began, "failed" if error else "done", error)
 
 
-def _leave(machine: Machine, instances: list[str], report: Report) -> None:
+def _leave(machine: Machine, instances: list[str]) -> None:
     """Send no new connections to instances before a restart, and wait until open ones finish."""
     for name in instances:
         from niso.change import health_agent
@@ -591,7 +589,7 @@ def _leave(machine: Machine, instances: list[str], report: Report) -> None:
         health_agent.move(machine, name, SERVING, LEAVING)
         spec = machine.store.require_active(name).require_service()
         if spec.program.deploy is not None:
-            deploy.drain(machine, [name], spec.program.deploy.drain_s, report)
+            deploy.drain(machine, [name], spec.program.deploy.drain_s)
 
 
 def _serve(machine: Machine, instances: list[str]) -> None:

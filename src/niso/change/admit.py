@@ -14,7 +14,6 @@ from itertools import count
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, flatten, raise_all
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import link_prefix, prefix, veth
-from niso.base.report import Report
 from niso.change import scope, stop, targets
 from niso.change.ports import admit
 from niso.change.targets import Target
@@ -551,7 +550,7 @@ class NoClaims:
     def networks(self, service: str) -> Collection[str]:
         return ()
 
-    def remove_displaced(self, report: Report) -> None:
+    def remove_displaced(self) -> None:
         """Do nothing: without a claim, no other service loses a name or an address."""
 
     def scope(self) -> Scope:
@@ -560,7 +559,7 @@ class NoClaims:
     def record(self) -> None:
         """Do nothing, because the command has no claim to record."""
 
-    def publish(self, report: Report) -> None:
+    def publish(self) -> None:
         """Do nothing, because the command has no claim to publish."""
 
 

@@ -17,7 +17,6 @@ from niso.base.errors import Conflict, Error, InvalidInput, NotFound, raise_all
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import MAC_PREFIX, family_of
-from niso.base.report import Report, silent
 from niso.change import journal, stop
 from niso.change.admit import NoClaims, generations, record, release
 from niso.change.scope import leaving, scope_of
@@ -62,12 +61,7 @@ class Attachment(NamedTuple):
     netns: str  # path of niso's name for the network namespace
 
 
-def attach(
-    machine: Machine,
-    request: Request,
-    report: Report = silent,
-    instead_of: AttachedRow | None = None,
-) -> Attachment:
+def attach(machine: Machine, request: Request, instead_of: AttachedRow | None = None) -> Attachment:
     """Attach a namespace to the requested networks, and detach it from other networks.
 
     The attachment's packets must also be allowed by the administrator's policies
@@ -80,7 +74,7 @@ def attach(
     """
     store, kernel = machine.store, machine.kernel
     if store.intents():
-        journal.recover(machine, report, [request.name])
+        journal.recover(machine, [request.name])
     with journal.locked_one(store, request.name):
         before, row = store.attachments.get(request.name), store.service(request.name)
         request, foreign = _located(kernel, request, before)
@@ -95,31 +89,31 @@ def attach(
 
                 reason = f"{request.name!r} is already attached, by {shown(before)}"
                 raise Conflict(reason, "choose another name, or detach it first", "NAME")
-            _forget(machine, row, report)
+            _forget(machine, row)
             before = None
         target = target_of(store, request, foreign, before)
         claims: Claims = NoClaims()
         try:
-            claims = _claimed(machine, target, report)
-            done = _apply(machine, target, claims, report)
+            claims = _claimed(machine, target)
+            done = _apply(machine, target, claims)
         except BaseException as error:
             from niso.change.undo import undo_all
 
-            undo_all(machine, [request.name], error, report)
+            undo_all(machine, [request.name], error)
             raise
         finally:
             claims.close()
         if request.name not in claims:
-            stop.report_to_cluster(machine, [request.name], report)
+            stop.report_to_cluster(machine, [request.name])
         return done
 
 
-def _claimed(machine: Machine, target: Target, report: Report) -> Claims:
+def _claimed(machine: Machine, target: Target) -> Claims:
     if not machine.store.cluster_id():
         return NoClaims()
     from niso.change import cluster_claims
 
-    claims = cluster_claims.prepare(machine, [target], (), report)
+    claims = cluster_claims.prepare(machine, [target], ())
     for link in target.attaching[1] if target.attaching is not None else ():
         if link.mac and link.network in claims.networks(target.name):
             claims.close()
@@ -128,7 +122,7 @@ def _claimed(machine: Machine, target: Target, report: Report) -> Claims:
     return claims
 
 
-def _apply(machine: Machine, target: Target, claims: Claims, report: Report) -> Attachment:
+def _apply(machine: Machine, target: Target, claims: Claims) -> Attachment:
     """Record an attachment and update the kernel. The caller undoes both steps after an error."""
     store, kernel, name = machine.store, machine.kernel, target.name
     assert target.attaching is not None
@@ -136,9 +130,9 @@ def _apply(machine: Machine, target: Target, claims: Claims, report: Report) -> 
     alone = frozenset([name])
     with Lock():
         scope = scope_of(store, [target])
-        claims.remove_displaced(report)
+        claims.remove_displaced()
         scope = scope.joined(claims.scope())
-        with change(kernel, store, scope, report, rows_first=True) as made:
+        with change(kernel, store, scope, machine.report, rows_first=True) as made:
             claims.record()
             release(store, target)
             recorded = record(machine, target, "", alone, alone, generations(store))
@@ -151,11 +145,11 @@ def _apply(machine: Machine, target: Target, claims: Claims, report: Report) -> 
         was = recorded.before.networks if recorded.before is not None else ()
         left = set(was) - set(recorded.row.networks)
         if name not in claims:
-            _end(machine, name, left, report)
+            _end(machine, name, left)
     if name in claims:
-        claims.publish(report)
+        claims.publish()
         with Lock():
-            _end(machine, name, left, report)
+            _end(machine, name, left)
     return Attachment(
         name,
         bool(made.steps) or not as_before,
@@ -165,9 +159,9 @@ def _apply(machine: Machine, target: Target, claims: Claims, report: Report) -> 
     )
 
 
-def _end(machine: Machine, name: str, left: set[str], report: Report) -> None:
+def _end(machine: Machine, name: str, left: set[str]) -> None:
     store = machine.store
-    with leaving(machine, left, report):
+    with leaving(machine, left):
         store.end_intent(name)
         store.attachments.drop_released()
         store.drop_implicit_networks(left)
@@ -251,7 +245,7 @@ def current(store: Store, name: str) -> Request | None:
     )
 
 
-def apply_policies(machine: Machine, report: Report = silent) -> list[Attachment]:
+def apply_policies(machine: Machine) -> list[Attachment]:
     """Apply the administrator's present policies to all attachments whose namespaces exist.
 
     Returns one result per updated attachment. Attachments whose policy does not change are left
@@ -270,7 +264,7 @@ def apply_policies(machine: Machine, report: Report = silent) -> list[Attachment
                 break
             try:
                 if _spec(request) != row.require_service():
-                    done.append(attach(machine, request, report, instead_of=attached))
+                    done.append(attach(machine, request, instead_of=attached))
                 break
             except Error as error:
                 if store.attachments.get(name) == attached:
@@ -286,7 +280,7 @@ def apply_policies(machine: Machine, report: Report = silent) -> list[Attachment
 # --- detach ---------------------------------------------------------------------------------------
 
 
-def detach(machine: Machine, name: str, id: str | None = None, report: Report = silent) -> bool:
+def detach(machine: Machine, name: str, id: str | None = None) -> bool:
     """Detach an attachment, and return whether it existed.
 
     If ``id`` is given, an attachment of this name with another id is left unchanged. Raises
@@ -294,7 +288,7 @@ def detach(machine: Machine, name: str, id: str | None = None, report: Report = 
     """
     store = machine.store
     if store.intents():
-        journal.recover(machine, report, [name])
+        journal.recover(machine, [name])
     if store.service(name) is None:
         return False
     with journal.locked_one(store, name):
@@ -304,23 +298,20 @@ def detach(machine: Machine, name: str, id: str | None = None, report: Report = 
         if not row.is_attachment:
             reason = f"{name!r} is a service, not an attachment"
             raise Conflict(reason, "niso deactivate --help", "NAME")
-        _forget(machine, row, report)
+        _forget(machine, row)
     return True
 
 
-def _forget(machine: Machine, row: ServiceRow, report: Report) -> None:
+def _forget(machine: Machine, row: ServiceRow) -> None:
     store = machine.store
     with Lock(), store.transaction():
         store.begin_intent(row.name, "remove", time.time())
-    stop.withdraw(machine, [row], report, ends=True, forgets=True)
-    stop.report_to_cluster(machine, [row.name], report)
+    stop.withdraw(machine, [row], ends=True, forgets=True)
+    stop.report_to_cluster(machine, [row.name])
 
 
 def collect(
-    machine: Machine,
-    owner: str | None = None,
-    valid: Iterable[str] | None = None,
-    report: Report = silent,
+    machine: Machine, owner: str | None = None, valid: Iterable[str] | None = None
 ) -> list[str]:
     """Detach attachments that are no longer in use, and return their names.
 
@@ -341,7 +332,7 @@ def collect(
         is_kept = row is not None and row.active and (known is None or attached.id in known)
         if row is None or (is_kept and attached.service not in ended):
             continue
-        if detach(machine, attached.service, attached.id, report):
+        if detach(machine, attached.service, attached.id):
             done.append(attached.service)
     return done
 

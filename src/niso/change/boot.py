@@ -17,7 +17,7 @@ from niso.base import paths
 from niso.base.errors import Conflict, Error, flatten
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.report import Report, WarningEvent, silent
+from niso.base.report import silent
 from niso.change import activate, journal, outside_names_refresh, start
 from niso.change import deactivate as change_deactivate
 from niso.change.activate import Outcome
@@ -218,9 +218,7 @@ def cron_line(service: str, schedule: str) -> str:
 # --- enable, disable ------------------------------------------------------------------------------
 
 
-def enable(
-    machine: Machine, names: list[str], report: Report = silent, firewall: bool | None = None
-) -> list[Marked]:
+def enable(machine: Machine, names: list[str], firewall: bool | None = None) -> list[Marked]:
     """Enable services, so that they start at boot. Let systemd supervise the active ones.
 
     ``firewall`` matters only if no service was enabled before. If true, systemd repairs niso's
@@ -245,35 +243,35 @@ def enable(
     guarded: list[Marked] = []
     if units.booted():
         if is_first and firewall is not None:
-            guarded = _guard_first(machine, report, firewall)
+            guarded = _guard_first(machine, firewall)
         written = _write_units(units, store, rows)
         for name in written:
-            report(systemd.ChangingUnit("write", systemd.unit_file(name)))
+            machine.report(systemd.ChangingUnit("write", systemd.unit_file(name)))
         fresh.update(written)
         _start_units(units, (row for row in rows if _has_lasting_unit(row)))
-        outside_names_refresh.supervise(machine, report)
+        outside_names_refresh.supervise(machine)
     elif fresh:
         text = "systemd did not boot this machine, so nothing starts enabled services by itself"
         hint = "run niso restore at boot: from the init, or from @reboot in root's crontab"
-        report(WarningEvent(text, (hint,)))
+        machine.caution(text, (hint,))
     has_unit = units.booted()
     marked = [Marked(n, n in fresh, systemd.unit_file(n) if has_unit else None) for n in names]
     return marked + [unit for unit in guarded if unit.changed]
 
 
-def _guard_first(machine: Machine, report: Report, wanted: bool) -> list[Marked]:
+def _guard_first(machine: Machine, wanted: bool) -> list[Marked]:
     """Write the drop-ins for other firewalls if ``wanted``. Otherwise warn if they are missing."""
     if wanted:
         try:
-            return enable_firewall(machine, report)
+            return enable_firewall(machine)
         except Conflict as error:
-            report(WarningEvent(error.message, (error.hint,) if error.hint else ()))
+            machine.caution(error.message, (error.hint,) if error.hint else ())
     elif not is_guarded(machine):
-        report(WarningEvent(UNGUARDED, (GUARD,)))
+        machine.caution(UNGUARDED, (GUARD,))
     return []
 
 
-def disable(machine: Machine, names: list[str], report: Report = silent) -> list[Marked]:
+def disable(machine: Machine, names: list[str]) -> list[Marked]:
     """Disable services, so that they do not start at boot. Active services keep running.
 
     Raises Conflict if another service shares the namespace of one of the services and stays
@@ -287,12 +285,12 @@ def disable(machine: Machine, names: list[str], report: Report = silent) -> list
             raise Conflict(reason, f"niso disable {other.name} {other.provider}")
     was = {row.name for row in rows if row.enabled}
     _set_enabled(store, was, False)
-    was.update(clear(machine, names, report))
+    was.update(clear(machine, names))
     had_unit = was if units.booted() else set[str]()
     return [Marked(n, n in was, systemd.unit_file(n) if n in had_unit else None) for n in names]
 
 
-def clear(machine: Machine, names: Iterable[str], report: Report = silent) -> list[str]:
+def clear(machine: Machine, names: Iterable[str]) -> list[str]:
     """Remove the systemd units of services, and return the services that had a unit.
 
     The processes of the services keep running.
@@ -317,9 +315,9 @@ def clear(machine: Machine, names: Iterable[str], report: Report = silent) -> li
                 units.stop([name])
             else:
                 units.stop_unit_only(name)
-        report(systemd.ChangingUnit("remove", systemd.unit_file(name)))
+        machine.report(systemd.ChangingUnit("remove", systemd.unit_file(name)))
     units.remove(mine)
-    outside_names_refresh.supervise(machine, report)
+    outside_names_refresh.supervise(machine)
     return mine
 
 
@@ -339,6 +337,7 @@ def hand_over(machine: Machine, names: Iterable[str]) -> None:
     outdated unit file is replaced first, because its type may expect a main process, which a
     service with instances does not have. Raises Error or OSError.
     """
+    machine = machine._replace(report=silent)  # the caller has already reported the end
     store, units = machine.store, machine.processes.units
     known = [row for name in names if (row := store.service(name)) is not None]
     rows = [row for row in known if _has_lasting_unit(row)]
@@ -391,7 +390,7 @@ class Restored(NamedTuple):
     errors: tuple[Error, ...]
 
 
-def restore(machine: Machine, timeout_s: float, report: Report = silent) -> Restored:
+def restore(machine: Machine, timeout_s: float) -> Restored:
     """Create the bridges of all networks and activate all enabled services.
 
     Services that share a namespace are activated after the others. ``timeout_s`` is the time in
@@ -400,34 +399,34 @@ def restore(machine: Machine, timeout_s: float, report: Report = silent) -> Rest
     store = machine.store
     errors: list[Error] = []
     try:
-        journal.recover(machine, report, every=True)
+        journal.recover(machine, every=True)
     except Error as error:
         errors += flatten(error)
     try:
         with Lock():
-            repair(machine.kernel, store, report)
+            repair(machine.kernel, store, machine.report)
     except Error as error:
         errors += flatten(error)
     enabled = [row for row in store.services() if row.enabled and row.schedule is None]
     outcomes: list[Outcome] = []
     for shares in (False, True):
         together = [row.name for row in enabled if (row.provider is not None) is shares]
-        outcomes += _activate(machine, together, timeout_s, report, errors)
+        outcomes += _activate(machine, together, timeout_s, errors)
     return Restored(tuple(sorted(outcomes)), tuple(errors))
 
 
 def _activate(
-    machine: Machine, names: list[str], timeout_s: float, report: Report, errors: list[Error]
+    machine: Machine, names: list[str], timeout_s: float, errors: list[Error]
 ) -> list[Outcome]:
     if not names:
         return []
     try:
-        return activate.activate(machine, find_targets(machine.store, names), timeout_s, report)
+        return activate.activate(machine, find_targets(machine.store, names), timeout_s)
     except Error as error:
         if len(names) == 1:
             errors += [_naming(names[0], one) for one in flatten(error)]
             return []
-    each = (_activate(machine, [name], timeout_s, report, errors) for name in names)
+    each = (_activate(machine, [name], timeout_s, errors) for name in names)
     return [outcome for outcomes in each for outcome in outcomes]
 
 
@@ -473,7 +472,7 @@ def is_guarded(machine: Machine) -> bool:
     return bool(systemd.ours(machine.processes.units, _drop_ins()[:1], _FIREWALL_MARK))
 
 
-def enable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
+def enable_firewall(machine: Machine) -> list[Marked]:
     """Make systemd repair niso's rules whenever another firewall has been loaded or stopped.
 
     A drop-in is written for each known firewall's unit, even if it is not installed yet. Raises
@@ -485,14 +484,14 @@ def enable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
         hint = "let the script that loads the firewall run niso net repair --kernel"
         raise Error("systemd did not boot this machine", hint)
     systemd.refuse_foreign(units, _drop_ins(), _FIREWALL_MARK + state_id)
-    return _marked(systemd.put(units, dict.fromkeys(_drop_ins(), _text(state_id)), report))
+    return _marked(systemd.put(units, dict.fromkeys(_drop_ins(), _text(state_id)), machine.report))
 
 
-def disable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
+def disable_firewall(machine: Machine) -> list[Marked]:
     """Remove the drop-ins that `enable_firewall` has written for this state folder."""
     units = machine.processes.units
     own = systemd.ours(units, _drop_ins(), _FIREWALL_MARK + machine.store.state_id())
-    systemd.drop(units, own, report)
+    systemd.drop(units, own, machine.report)
     return _marked(own)
 
 
@@ -546,6 +545,4 @@ def deactivate(session: Session, machine: Machine, names: list[str], dry_run: bo
     if by_systemd:  # systemd cannot be refused, so stop the services that share the namespace too
         rows = machine.store.services()
         names = [*names, *(row.name for row in rows if row.active and row.provider in names)]
-    return change_deactivate.deactivate(
-        machine, names, session.report, dry_run, keep_forwards=by_systemd
-    )
+    return change_deactivate.deactivate(machine, names, dry_run, keep_forwards=by_systemd)

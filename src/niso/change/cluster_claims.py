@@ -14,7 +14,7 @@ from niso.base.errors import Conflict, Error, raise_all
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import DEFAULT_NETWORK
-from niso.base.report import AskingCluster, Event, Report, WarningEvent, silent
+from niso.base.report import AskingCluster, Event, WarningEvent, silent
 from niso.change import span_networks
 from niso.change.admit import NoClaims
 from niso.change.journal import locked
@@ -81,7 +81,7 @@ class ActivationClaims:
         claim = self._held.get(service)
         return claim.addresses if claim is not None else ()
 
-    def claim(self, wanted: dict[str, tuple[Target, Wanted]], report: Report) -> None:
+    def claim(self, wanted: dict[str, tuple[Target, Wanted]]) -> None:
         """Reserve in etcd the names and addresses that services need.
 
         ``wanted`` maps services to their targets and claims. If etcd does not answer, this host's
@@ -104,7 +104,7 @@ class ActivationClaims:
                     raise
                 self._is_silent, self._held[name] = True, record
                 text = f"{target.name} starts by this host's own record: {error.message}"
-                report(WarningEvent(text, (_LATER,)))
+                self._machine.caution(text, (_LATER,))
             except Error as error:
                 if error.key:
                     error.file, error.service = target.manifest_path, name
@@ -145,13 +145,15 @@ class ActivationClaims:
                     if store.across.claim(name) is None:
                         store.across.set_claim(ClaimRow(name, "", 0, {}))
 
-    def remove_displaced(self, report: Report) -> None:
+    def remove_displaced(self) -> None:
         """Delete remote services from this host's store if this host has claimed their addresses.
 
         Must not be called in a transaction.
         """
         machine = self._machine
-        mirror.make_way(machine.store, machine.kernel, self._held, self._addresses(), report)
+        mirror.make_way(
+            machine.store, machine.kernel, self._held, self._addresses(), machine.report
+        )
 
     def scope(self) -> Scope:
         """Return the scope in which `record` writes: new networks and services of other hosts."""
@@ -179,13 +181,13 @@ class ActivationClaims:
         claims = self._held.values()
         return {(net, a) for claim in claims for net, some in claim.addresses.items() for a in some}
 
-    def publish(self, report: Report) -> None:
+    def publish(self) -> None:
         """Report to the cluster that the services are active.
 
         If etcd does not answer, a warning is reported and the agent publishes the services later.
         Raises Conflict if another host has replaced a claim since this command made it.
         """
-        store = self._machine.store
+        machine, store = self._machine, self._machine.store
         # `report_changes` does it for owners of namespaces that another command may be changing
         own = {name: claim for name, claim in self._held.items() if name not in self.homes}
         if self._is_silent:
@@ -198,8 +200,8 @@ class ActivationClaims:
                 held = self._claims.publish(name, claim.mark, up, about(store, name))
             except NoAnswer as error:
                 untold(store, own)
-                report(WarningEvent(f"other hosts do not know yet that {name} is up", (_LATER,)))
-                report(WarningEvent(error.message))
+                machine.caution(f"other hosts do not know yet that {name} is up", (_LATER,))
+                machine.caution(error.message)
                 break
             if not held:
                 reason = f"another host has taken {name} over while it started"
@@ -211,7 +213,6 @@ def prepare(
     machine: Machine,
     targets: Iterable[Target],
     made: Iterable[str],
-    report: Report,
     dry_run: bool = False,
     unobserved: Collection[str] = (),
 ) -> ActivationClaims | NoClaims:
@@ -239,7 +240,7 @@ def prepare(
         own_record(store, target, needs_of(store, target, spans, names)) for target in targets
     )
     engine = joined.engine(brief)
-    report(AskingCluster())
+    machine.report(AskingCluster())
     lost: NoAnswer | None = None
     try:
         try:
@@ -262,7 +263,7 @@ def prepare(
         if dry_run:
             held.foresee(wanted)
         else:
-            held.claim(wanted, report)
+            held.claim(wanted)
     except BaseException:
         engine.close()
         raise
@@ -272,9 +273,7 @@ def prepare(
     return held if wanted else NoClaims()
 
 
-def report_changes(
-    machine: Machine, services: Iterable[str], report: Report, final: bool = True
-) -> None:
+def report_changes(machine: Machine, services: Iterable[str], final: bool = True) -> None:
     """Report the present state of services to the cluster. Never raises Error.
 
     The providers of these services are reported too. If etcd does not answer, the agent reports the
@@ -291,7 +290,7 @@ def report_changes(
         return
     engine = joined.engine(brief=True)
     claims = Claims(engine, joined.host, joined.keys)
-    report(AskingCluster())
+    machine.report(AskingCluster())
     try:
         require_own(store, ClusterKeys(engine, joined.keys))
         for name in told:
@@ -300,18 +299,18 @@ def report_changes(
             except NoAnswer:
                 raise
             except Error as error:
-                report(_caution(error))
+                machine.report(_caution(error))
     except NoAnswer as error:
         untold(store, told)
-        report(WarningEvent(f"other hosts do not know it yet: {error.message}", (_LATER,)))
+        machine.caution(f"other hosts do not know it yet: {error.message}", (_LATER,))
     except Error as error:
-        report(_caution(error))
+        machine.report(_caution(error))
     finally:
         engine.close()
     units.wake_agent()
 
 
-def report_leaving(machine: Machine, instances: Iterable[str], end: float, report: Report) -> None:
+def report_leaving(machine: Machine, instances: Iterable[str], end: float) -> None:
     """Publish that instances will stop, and wait until other hosts send them no new connections.
 
     The wait ends at the monotonic time ``end``, even if hosts may still send connections. If etcd
@@ -338,17 +337,17 @@ def report_leaving(machine: Machine, instances: Iterable[str], end: float, repor
         while late := [h for on, at in since.items() for h in membership.unseen(on, at, own)]:
             if time.monotonic() >= end:
                 text = f"{', '.join(sorted({*late}))}: does not yet know which instances leave"
-                report(WarningEvent(text, ("niso cluster status shows how far it is behind",)))
+                machine.caution(text, ("niso cluster status shows how far it is behind",))
                 break
             time.sleep(_LOOK_S)
     except Error as error:
-        report(_caution(error))
+        machine.report(_caution(error))
         time.sleep(max(0.0, end - time.monotonic()))
     finally:
         engine.close()
 
 
-def hand_over(machine: Machine, service: str, report: Report) -> None:
+def hand_over(machine: Machine, service: str) -> None:
     """Release this host's claim of a service that other hosts run too.
 
     The service is then recorded as a service of other hosts, whose instances receive all
@@ -366,13 +365,13 @@ def hand_over(machine: Machine, service: str, report: Report) -> None:
             return
         claims.release(service, held.mark)
     except Error as error:
-        report(_caution(error))
+        machine.report(_caution(error))
         return
     finally:
         engine.close()
     with Lock():
         scope = concerned(store, [service]).joined(mirror.scope_of(store, [service], {}))
-        with change(machine.kernel, store, scope, report):
+        with change(machine.kernel, store, scope, machine.report):
             store.across.hand_over(service, store.names_there(service))
 
 
@@ -385,7 +384,7 @@ def report_remaining(machine: Machine) -> None:
     """Release this host's claims for services that are not active. Raises no Error."""
     left = [claim.service for claim in machine.store.across.claims()]
     with locked(machine.store, left):
-        report_changes(machine, left, silent)
+        report_changes(machine._replace(report=silent), left)
 
 
 def _arriving(

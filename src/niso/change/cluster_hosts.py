@@ -11,7 +11,6 @@ from niso.base.errors import Conflict, Error, NotFound
 from niso.base.locks import service_lock
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import owner
-from niso.base.report import Report
 from niso.change import attach, cluster_check, cluster_join
 from niso.change.cluster_join import LOCK, Membership, as_member, membership_of, require_member
 from niso.change.deactivate import deactivate
@@ -218,7 +217,7 @@ def forget(machine: Machine, host: str) -> Forgotten:
     return Forgotten(tuple(left), count)
 
 
-def add_member(machine: Machine, host: str, report: Report) -> int:
+def add_member(machine: Machine, host: str) -> int:
     """Start an etcd member on this host, and return the number of voting members.
 
     ``host`` must be "" or this host's name. Raises Error.
@@ -235,11 +234,11 @@ def add_member(machine: Machine, host: str, report: Report) -> int:
             " FILE --member",
         )
     with service_lock(LOCK):
-        cluster_join.become_member(machine, own, report)
+        cluster_join.become_member(machine, own)
     return _count(own)
 
 
-def remove_member(machine: Machine, host: str, report: Report) -> int:
+def remove_member(machine: Machine, host: str) -> int:
     """Remove the etcd member of this host (``host`` is "") or of a dead host.
 
     Returns the number of voting members that remain. Raises NotFound, NoAnswer or Error. Raises
@@ -256,7 +255,7 @@ def remove_member(machine: Machine, host: str, report: Report) -> int:
         if host in ("", own.host):
             places = own_etcd.endpoints(others)
             own = own._replace(etcd=own.etcd._replace(members=places))
-            cluster_join.end_member(machine, own, engine, report)
+            cluster_join.end_member(machine, own, engine)
             return _count(own)
         member = _member(engine, host)
         if member is None:
@@ -270,7 +269,7 @@ def remove_member(machine: Machine, host: str, report: Report) -> int:
     return _count(own)
 
 
-def be_only_member(machine: Machine, report: Report) -> Membership:
+def be_only_member(machine: Machine) -> Membership:
     """Make this host's etcd member the only member, with its data, after most members have failed
     for good.
 
@@ -294,11 +293,11 @@ def be_only_member(machine: Machine, report: Report) -> Membership:
         cluster_join.pause_etcd(machine)
         own_etcd.be_alone(own)
         config.save(own)
-        cluster_join.start_etcd(machine, own, report)
+        cluster_join.start_etcd(machine, own)
     return membership_of(own, machine.store.cluster_id(), 1)
 
 
-def restore(machine: Machine, report: Report) -> Membership:
+def restore(machine: Machine) -> Membership:
     """Write this host's record of the cluster to etcd, after etcd has lost its data.
 
     If no etcd answers, this host starts the first member. Raises Conflict if etcd contains the data
@@ -311,7 +310,7 @@ def restore(machine: Machine, report: Report) -> Membership:
     if mtu is None:
         raise Error(f"{own.address} is no longer an address of this host", "ip address lists them")
     with service_lock(LOCK):
-        own = _answering(machine, own, report)
+        own = _answering(machine, own)
         if (store.across.tunnel() is not None) != bool(own.encryption):
             reason = "cluster.toml and the store differ on whether the cluster is encrypted"
             raise Error(reason, "nothing is written: niso cluster leave, and join again")
@@ -325,7 +324,7 @@ def restore(machine: Machine, report: Report) -> Membership:
     return membership_of(own, made.identity, _count(own) if own.etcd.own else 0)
 
 
-def _answering(machine: Machine, own: Config, report: Report) -> Config:
+def _answering(machine: Machine, own: Config) -> Config:
     """Return a configuration with which etcd answers. If none does, start an etcd member here."""
     try:
         with own.engine() as engine:
@@ -346,7 +345,7 @@ def _answering(machine: Machine, own: Config, report: Report) -> Config:
     own = own._replace(etcd=reach, member=member)
     cluster_join.pause_etcd(machine)
     config.save(own)
-    cluster_join.start_etcd(machine, own, report)
+    cluster_join.start_etcd(machine, own)
     return own
 
 

@@ -19,7 +19,7 @@ from niso.base import files, paths
 from niso.base.errors import Conflict, Error, InvalidInput, UsageError
 from niso.base.locks import Lock, service_lock
 from niso.base.named_tuples import NamedTuple
-from niso.base.report import AskingCluster, Report, WarningEvent
+from niso.base.report import AskingCluster
 from niso.change import cluster_claims
 from niso.cluster import config, invitation, mirror, own_etcd
 from niso.cluster.config import Config
@@ -54,12 +54,7 @@ def membership_of(own: Config, cluster: str, members: int) -> Membership:
 
 
 def init(
-    machine: Machine,
-    host: str,
-    address: str,
-    existing: Reach | None,
-    report: Report,
-    encrypt: str = "",
+    machine: Machine, host: str, address: str, existing: Reach | None, encrypt: str = ""
 ) -> Membership:
     """Create a cluster with this host as its first host.
 
@@ -75,7 +70,7 @@ def init(
     with service_lock(LOCK, LOCK_S):
         _require_apart(machine)
         how = _encrypts(machine, encrypt, mtu, address)
-        clear(machine, report)
+        clear(machine)
         if existing is None:
             places = own_etcd.client_place(address), own_etcd.peer_url(address)
             reach = Reach((places[0],), *_OWN_FILES, own=True)
@@ -92,7 +87,7 @@ def init(
                 invitation.issue(paths.cluster_dir(), paths.cluster_dir(), [address])
             config.save(own)
             if existing is None:
-                start_etcd(machine, own, report)
+                start_etcd(machine, own)
             with own.engine() as engine:
                 membership = ClusterKeys(engine, own.keys)
                 left = None if membership.hosts() else membership.cluster()
@@ -109,9 +104,9 @@ def init(
                     membership.issued(host, invitation.serial_of(path))
                 _record(machine, own, cluster, mtu)
         except BaseException:
-            clear(machine, report)
+            clear(machine)
             raise
-        start_agent(machine, report)
+        start_agent(machine)
     return membership_of(own, cluster.identity, 1 if existing is None else 0)
 
 
@@ -191,9 +186,7 @@ def invite(machine: Machine, host: str, address: str, renew: bool, member: bool 
     return invitation.text_of(made)
 
 
-def join(
-    machine: Machine, text: bytes, member: bool | None, report: Report, encrypt: str = ""
-) -> Membership:
+def join(machine: Machine, text: bytes, member: bool | None, encrypt: str = "") -> Membership:
     """Join the cluster of an invitation. If this host is in the cluster, renew its certificates.
 
     ``text`` is the invitation. ``member`` is whether to run an etcd member on this host; None means
@@ -209,7 +202,7 @@ def join(
         raise UsageError("is for a cluster whose etcd niso runs", key="--member")
     with service_lock(LOCK, LOCK_S):
         if machine.store.cluster_id() == invited.cluster:
-            return _renew(machine, invited, member, report)
+            return _renew(machine, invited, member)
         _require_apart(machine)
         mtu = _require_own(machine, own.address, "the invitation")
         if encrypt and not own.encryption:
@@ -218,7 +211,7 @@ def join(
             how = _encrypts(machine, encrypt or own.encryption, mtu, own.address)
             own = own._replace(encryption=how)
         # left by an interrupted attempt
-        clear(machine, report)
+        clear(machine)
         require_free(machine, AGENT)
         try:
             invitation.keep(invited.files)
@@ -240,13 +233,13 @@ def join(
                     _drop_authority_key()
                 _record(machine, own, cluster, mtu)
         except BaseException:
-            clear(machine, report)
+            clear(machine)
             raise
         # the host is in the cluster from here: no failure below undoes this
-        start_agent(machine, report)
+        start_agent(machine)
         if member:
             try:
-                own = become_member(machine, own, report)
+                own = become_member(machine, own)
             except Error as error:
                 reason = f"joined as {own.host}, but not as a member of etcd: {error.message}"
                 raise Error(reason, "niso cluster member add tries it again") from error
@@ -254,9 +247,7 @@ def join(
     return membership_of(own, cluster.identity, count)
 
 
-def _renew(
-    machine: Machine, invited: Invitation, member: bool | None, report: Report
-) -> Membership:
+def _renew(machine: Machine, invited: Invitation, member: bool | None) -> Membership:
     """Install new certificates on this host of the cluster, and renew its encryption key."""
     own = config.require()
     if invited.host.name != own.host:
@@ -278,7 +269,7 @@ def _renew(
         _drop_authority_key()
     else:
         _require_key(invited)
-        own = become_member(machine, own, report)
+        own = become_member(machine, own)
     with own.engine() as engine:
         if own.encryption:
             renew(machine.store, machine.kernel)
@@ -290,12 +281,12 @@ def _renew(
 # --- becoming a member of etcd --------------------------------------------------------------------
 
 
-def become_member(machine: Machine, own: Config, report: Report) -> Config:
+def become_member(machine: Machine, own: Config) -> Config:
     """Start an etcd member on this host. Return the new configuration. Raises Error or NoAnswer."""
     own_etcd.program()
     require_free(machine, ETCD)
     peer = own_etcd.peer_url(own.address)
-    report(AskingCluster())
+    machine.report(AskingCluster())
     with own.engine() as engine:
         own_etcd.forget()
         try:
@@ -303,24 +294,24 @@ def become_member(machine: Machine, own: Config, report: Report) -> Config:
             initial = [f"{one.name or own.host}={one.peer}" for one in own_etcd.members(engine)]
             changed = own._replace(member=config.MemberStart(tuple(initial), joins=True))
             config.save(changed)
-            start_etcd(machine, changed, report)
+            start_etcd(machine, changed)
             own_etcd.promote(engine, peer)
             places = own_etcd.endpoints(own_etcd.members(engine))
             changed = changed._replace(etcd=own.etcd._replace(members=places))
             config.save(changed)
         except BaseException:
-            end_member(machine, own, engine, report)
+            end_member(machine, own, engine)
             raise
     return changed
 
 
-def end_member(machine: Machine, own: Config, engine: Etcd, report: Report) -> None:
+def end_member(machine: Machine, own: Config, engine: Etcd) -> None:
     """Stop this host's etcd member and remove it from etcd. Raises Error or NoAnswer."""
     peer = own_etcd.peer_url(own.address)
     for member in own_etcd.members(engine):
         if member.peer == peer:
             own_etcd.remove(engine, member)
-    end(machine, ETCD, report)
+    end(machine, ETCD)
     config.save(own._replace(member=None))
     own_etcd.forget()
 
@@ -375,10 +366,10 @@ def _record(machine: Machine, own: Config, cluster: Cluster, mtu: int) -> None:
             store.across.set_tunnel(made)
 
 
-def clear(machine: Machine, report: Report) -> None:
+def clear(machine: Machine) -> None:
     """Stop the agent and etcd, and remove all files of a cluster that the host is no longer in."""
-    end(machine, AGENT, report)
-    end(machine, ETCD, report)
+    end(machine, AGENT)
+    end(machine, ETCD)
     own_etcd.forget()
     shutil.rmtree(paths.cluster_dir(), ignore_errors=True)
     for name in ("lease", "gone", "agent.wake", "etcd.pid"):
@@ -420,7 +411,7 @@ def _own_address() -> str:
     raise UsageError("is needed, since this host has no default route", key="--address")
 
 
-def leave(machine: Machine, force: bool, report: Report) -> Config:
+def leave(machine: Machine, force: bool) -> Config:
     """Remove this host from its cluster, and return its former configuration.
 
     With ``force``, the host leaves even if etcd does not answer. In this case the cluster still
@@ -437,21 +428,21 @@ def leave(machine: Machine, force: bool, report: Report) -> Config:
             raise Conflict(reason, "the host can leave once they are removed, or on other networks")
         if store.cluster_id():
             cluster_claims.report_remaining(machine)
-            _give_notice(machine, own, force, report)
+            _give_notice(machine, own, force)
         for name in spans:
-            mirror.drop_network(store, machine.kernel, name, report)
+            mirror.drop_network(store, machine.kernel, name, machine.report)
         with Lock(), store.transaction():
             store.across.set_cluster("")
         wake_agent()
-        clear(machine, report)
+        clear(machine)
     return own
 
 
-def _give_notice(machine: Machine, own: Config, force: bool, report: Report) -> None:
+def _give_notice(machine: Machine, own: Config, force: bool) -> None:
     """Delete this host's keys from etcd, and remove its etcd member. Raises Conflict if this host
     runs the only etcd member of several hosts. Raises NoAnswer unless ``force`` is true.
     """
-    report(AskingCluster())
+    machine.report(AskingCluster())
     try:
         with own.engine() as engine:
             membership = ClusterKeys(engine, own.keys)
@@ -461,7 +452,7 @@ def _give_notice(machine: Machine, own: Config, force: bool, report: Report) -> 
                 raise Conflict(reason, "niso cluster member add on another host makes a second one")
             membership.leave(own.host, machine.store.state_id())
             if own.member is not None and not alone:
-                end_member(machine, own, engine, report)
+                end_member(machine, own, engine)
             if not alone:
                 membership.withdraw(own.host)
     except NoAnswer as error:
@@ -499,25 +490,25 @@ def require_free(machine: Machine, which: str) -> None:
         systemd.refuse_foreign(units, [unit_file(which)], _MARK + machine.store.state_id())
 
 
-def start_agent(machine: Machine, report: Report) -> None:
+def start_agent(machine: Machine) -> None:
     """Start the cluster's agent, and enable it at boot. Raises Error.
 
     If systemd is not the init, nothing is started, and a warning says how to start the agent.
     """
     if machine.processes.units.booted():
-        _start_unit(machine, AGENT, report)
+        _start_unit(machine, AGENT)
         return
     hint = "run niso agent; at boot, niso cluster etcd on members, and niso agent"
-    report(WarningEvent("systemd did not boot this machine, so nothing runs the agent", (hint,)))
+    machine.caution("systemd did not boot this machine, so nothing runs the agent", (hint,))
 
 
-def start_etcd(machine: Machine, own: Config, report: Report) -> None:
+def start_etcd(machine: Machine, own: Config) -> None:
     """Start this host's etcd member and wait until it answers. systemd also starts it at boot."""
     if machine.processes.units.booted():
-        _start_unit(machine, ETCD, report)
+        _start_unit(machine, ETCD)
     else:
         own_etcd.start(own)
-    report(AskingCluster())
+    machine.report(AskingCluster())
     own_etcd.wait(own)
 
 
@@ -528,21 +519,21 @@ def pause_etcd(machine: Machine) -> None:
     own_etcd.stop()
 
 
-def end(machine: Machine, which: str, report: Report) -> None:
+def end(machine: Machine, which: str) -> None:
     """Stop the agent or etcd, and remove its unit if niso wrote the unit. Raises Error."""
     units = machine.processes.units
     if units.booted() and systemd.ours(units, [unit_file(which)], _MARK):
         units.stop([which])
         units.remove([which])
-        report(ChangingUnit("remove", unit_file(which)))
+        machine.report(ChangingUnit("remove", unit_file(which)))
     if which == ETCD:
         own_etcd.stop()
 
 
-def _start_unit(machine: Machine, which: str, report: Report) -> None:
+def _start_unit(machine: Machine, which: str) -> None:
     units = machine.processes.units
     require_free(machine, which)
     text = unit_text(which, machine.store.state_id())
-    systemd.put(units, {unit_file(which): text}, report)
+    systemd.put(units, {unit_file(which): text}, machine.report)
     units.enable([which])
     units.start([which])

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from niso.base.errors import Conflict, raise_all
 from niso.base.locks import Lock
 from niso.base.named_tuples import NamedTuple
-from niso.base.report import Report, silent
 from niso.change import stop
 from niso.change.journal import begin, locked, recover
 from niso.runtime import volumes
@@ -25,7 +24,6 @@ class Done(NamedTuple):
 def deactivate(
     machine: Machine,
     services: list[str],
-    report: Report = silent,
     dry_run: bool = False,
     keep_forwards: bool = False,
     needs: stop.Needs | None = None,
@@ -42,11 +40,11 @@ def deactivate(
     if dry_run:
         with Lock():
             stop.refuse(store, services)
-            stop.plan_only(machine, services, report)
+            stop.plan_only(machine, services)
         return []
     if not keep_forwards:
         stop.stop_timers(machine, named)
-    recover(machine, report, services)
+    recover(machine, services)
     with locked(store, services):
         for name in () if keep_forwards else services:
             store.require_known(name)
@@ -54,8 +52,8 @@ def deactivate(
         active = [row.name for row in rows if row is not None and row.active]
         began = time.time()
         begin(store, active, "stop" if keep_forwards else "deactivate")
-        _leave_others(machine, active, report)
-        errors = stop.finish(machine, active, report, True, keep_forwards, needs, began=began)
+        _leave_others(machine, active)
+        errors = stop.finish(machine, active, True, keep_forwards, needs, began=began)
         left = [row for name in named if (row := store.service(name)) is not None and row.active]
         if errors and left:
             with Lock(), store.transaction():
@@ -65,18 +63,18 @@ def deactivate(
             with Lock(), store.transaction():
                 for name in idle:
                     store.end_publishing(name)
-        stop.report_to_cluster(machine, services, report)
+        stop.report_to_cluster(machine, services)
         raise_all(errors)
     if not keep_forwards:
         _stop_units(machine, named)
     return [Done(name, name in active) for name in named]
 
 
-def _leave_others(machine: Machine, services: list[str], report: Report) -> None:
+def _leave_others(machine: Machine, services: list[str]) -> None:
     if machine.store.cluster_id():
         from niso.change import deploy
 
-        deploy.leave_others(machine, services, report)
+        deploy.leave_others(machine, services)
 
 
 def _stop_units(machine: Machine, services: list[str]) -> None:
@@ -87,16 +85,14 @@ def _stop_units(machine: Machine, services: list[str]) -> None:
             units.stop([name])
 
 
-def remove(
-    machine: Machine, services: list[str], report: Report = silent, with_volumes: bool = False
-) -> None:
+def remove(machine: Machine, services: list[str], with_volumes: bool = False) -> None:
     """Deactivate services, and delete their records, leases, logs and copied packages.
 
     With ``with_volumes``, their named volumes are deleted too, even if the service no longer
     exists. Raises Error.
     """
     store = machine.store
-    recover(machine, report, services)
+    recover(machine, services)
     with locked(store, store.instances.with_instances(services)):
         known = [name for name in services if store.service(name) is not None]
         known = store.instances.with_instances(known)
@@ -105,20 +101,18 @@ def remove(
                 volumes.check_removable(name)  # before anything is stopped
         homes = [store.home(name) for name in known]
         begin(store, known, "remove volumes" if with_volumes else "remove")
-        _leave_others(machine, known, report)
-        errors = stop.finish(machine, known, report, ends=False)
+        _leave_others(machine, known)
+        errors = stop.finish(machine, known, ends=False)
         ended = [name for name in known if (row := store.service(name)) and not row.active]
-        stop.forget(machine, ended, report, with_volumes)
+        stop.forget(machine, ended, with_volumes)
         for name in services if with_volumes else ():
             if name not in known:
-                volumes.remove_all(name, report)
-        stop.report_to_cluster(machine, [*known, *homes], report)
+                volumes.remove_all(name, machine.report)
+        stop.report_to_cluster(machine, [*known, *homes])
         raise_all(errors)
 
 
-def remove_volumes(
-    machine: Machine, wanted: Iterable[tuple[str, str]], report: Report = silent
-) -> None:
+def remove_volumes(machine: Machine, wanted: Iterable[tuple[str, str]]) -> None:
     """Delete named volumes, each given as (service, volume).
 
     If the volume is "", all volumes of the service are deleted. Raises Error, and Conflict if a
@@ -126,7 +120,7 @@ def remove_volumes(
     """
     store, wanted = machine.store, list(wanted)
     services = list(dict.fromkeys(service for service, _ in wanted))
-    recover(machine, report, services)
+    recover(machine, services)
     with locked(store, services):
         for service, volume in wanted:
             if (row := store.service(service)) is not None and row.active:
@@ -134,4 +128,4 @@ def remove_volumes(
                 raise Conflict(reason, "they can be removed once it is inactive")
             volumes.check_removable(service, volume)
         for service, volume in wanted:
-            volumes.remove_all(service, report, volume)
+            volumes.remove_all(service, machine.report, volume)

@@ -20,7 +20,7 @@ from niso.base.errors import Conflict, Error, NotFound, ProcessError, raise_all
 from niso.base.locks import Lock, remove_locks, service_lock
 from niso.base.named_tuples import NamedTuple
 from niso.base.names import netns
-from niso.base.report import Report, event_class
+from niso.base.report import event_class
 from niso.change import process_record, stop
 from niso.change.journal import begin, locked_instances
 from niso.change.scope import concerned
@@ -309,7 +309,7 @@ def _require_front(store: Store, name: str) -> ServiceRow:
     return row
 
 
-def retire(machine: Machine, one: Rollout, report: Report) -> None:
+def retire(machine: Machine, one: Rollout) -> None:
     """Send no new connections to the instance that a stop-first deploy replaces in this step.
 
     Waits at most ``deploy.drain`` for open connections to finish. Does not stop the instance.
@@ -318,14 +318,12 @@ def retire(machine: Machine, one: Rollout, report: Report) -> None:
         return
     begin(machine.store, list(one.retired), "activate")
     scope = concerned(machine.store, [one.name])
-    with Lock(), change(machine.kernel, machine.store, scope, report):
+    with Lock(), change(machine.kernel, machine.store, scope, machine.report):
         machine.store.instances.set_state(one.retired, LEAVING)
-    drain(machine, one.retired, _deploy(one).drain_s, report)
+    drain(machine, one.retired, _deploy(one).drain_s)
 
 
-def first_slots(
-    machine: Machine, rollouts: Iterable[Rollout], report: Report
-) -> Callable[[str], None]:
+def first_slots(machine: Machine, rollouts: Iterable[Rollout]) -> Callable[[str], None]:
     """Return a function to call with the name of each instance that has become healthy.
 
     When all first instances of a new service are healthy, the function makes the service address
@@ -346,7 +344,7 @@ def first_slots(
         waiting[front].remove(name)
         if not waiting[front]:
             store = machine.store
-            with Lock(), change(machine.kernel, store, concerned(store, [front]), report):
+            with Lock(), change(machine.kernel, store, concerned(store, [front]), machine.report):
                 store.instances.set_state(new[front], SERVING)
 
     return healthy
@@ -381,9 +379,7 @@ def record(store: Store, one: Rollout, began: float, outcome: str, why: str = ""
 # --- after the swap -------------------------------------------------------------------------------
 
 
-def complete(
-    machine: Machine, rollouts: list[Rollout], deploy_began: float, report: Report
-) -> None:
+def complete(machine: Machine, rollouts: list[Rollout], deploy_began: float) -> None:
     """Watch the new instances, and stop the old ones when their connections are finished.
 
     If a new instance fails, raises ProcessError. The old instances of all ``rollouts`` then receive
@@ -394,14 +390,14 @@ def complete(
     ending = [one for one in rollouts if one.old]
     replaced = [one for one in ending if one.replaces]
     for one in replaced:
-        report(Swapped(one.name, one.version))
+        machine.report(Swapped(one.name, one.version))
         if (name := _deploy(one).drain_signal) is not None:
             for old in one.old:
                 lifecycle.send(old, signals.numbers()[f"SIG{name}"])
     failed, why = _watch(machine, replaced, began) if replaced else (None, "")
     error: list[Error] = []
     if failed is not None and not keeps(failed):
-        _take_back(machine, replaced, failed, why, deploy_began, report)
+        _take_back(machine, replaced, failed, why, deploy_began)
         reason, hint = "was taken back", "the former version serves; see niso logs"
         if len(replaced) > 1:
             hint = "the former versions of all services of the command serve; see niso logs"
@@ -418,13 +414,13 @@ def complete(
     for one in sorted(ending, key=lambda one: _deploy(one).drain_s):
         names = [target.name for target in one.new] if one in taken_back else one.old
         since = time.monotonic() if one in taken_back else began
-        drain(machine, names, since + _deploy(one).drain_s - time.monotonic(), report)
+        drain(machine, names, since + _deploy(one).drain_s - time.monotonic())
         try:
-            _stop(machine, names, report)
+            _stop(machine, names)
         except Error as other:
             error.append(other)
     for one in rollouts:
-        tidy(machine, one.name, report)
+        tidy(machine, one.name)
     raise_all(error)
 
 
@@ -492,12 +488,7 @@ def probed(machine: Machine, name: str) -> str:
 
 
 def _take_back(
-    machine: Machine,
-    rollouts: list[Rollout],
-    failed: Rollout,
-    why: str,
-    began: float,
-    report: Report,
+    machine: Machine, rollouts: list[Rollout], failed: Rollout, why: str, began: float
 ) -> None:
     """Send new connections to the old instances of services again, and none to the new instances.
 
@@ -509,7 +500,7 @@ def _take_back(
     befores = [Intent(one.name, "activate", one.undo).before for one in rollouts]
     for row in befores:
         restore_manifest(store, row)
-    with Lock(), change(machine.kernel, store, concerned(store, names), report):
+    with Lock(), change(machine.kernel, store, concerned(store, names), machine.report):
         store.undo([Intent(one.name, "activate", one.undo) for one in rollouts])
         for one in rollouts:
             reason = why if one is failed else f"{failed.name} failed: {why}"
@@ -517,14 +508,14 @@ def _take_back(
             served = {instance.service for instance in store.instances.of(one.name, LEAVING)}
             store.instances.set_state(served.intersection(one.old), SERVING)
             store.instances.set_state([target.name for target in one.new], LEAVING)
-    stop.report_to_cluster(machine, [name for one in rollouts for name in one.old], report)
+    stop.report_to_cluster(machine, [name for one in rollouts for name in one.old])
     for one, row in zip(rollouts, befores, strict=True):
         files = one.front.files
         if files is not None and row is not None and files.copy_path(one.name) != row.package:
             package.drop_manifest(files.copy_path(one.name))
 
 
-def drain(machine: Machine, names: Iterable[str], within_s: float, report: Report) -> None:
+def drain(machine: Machine, names: Iterable[str], within_s: float) -> None:
     """Wait until clients have no open connections to instances, for at most ``within_s`` seconds.
 
     In a cluster, first waits until other hosts send no new connections to the instances.
@@ -534,17 +525,17 @@ def drain(machine: Machine, names: Iterable[str], within_s: float, report: Repor
     if machine.store.cluster_id():
         from niso.change import cluster_claims
 
-        cluster_claims.report_leaving(machine, names, end, report)
+        cluster_claims.report_leaving(machine, names, end)
     shown = False
     while (count := sum(connections(machine, name) for name in names)) and (time.monotonic() < end):
         if not shown:
             front, _, _ = names[0].partition(".")
-            report(Draining(front, count))
+            machine.report(Draining(front, count))
             shown = True
         time.sleep(_DRAIN_LOOK_S)
 
 
-def leave_others(machine: Machine, services: Iterable[str], report: Report) -> None:
+def leave_others(machine: Machine, services: Iterable[str]) -> None:
     """Let other hosts serve the connections to services that are about to be stopped on this host.
 
     Only services with instances on other hosts are changed. Their instances on this host receive no
@@ -560,12 +551,12 @@ def leave_others(machine: Machine, services: Iterable[str], report: Report) -> N
             continue
         deploy, scope = spec.program.deploy, concerned(store, [name])
         served = [one.service for one in store.instances.of(name, SERVING, OUT)]
-        with Lock(), change(machine.kernel, store, scope, report):
+        with Lock(), change(machine.kernel, store, scope, machine.report):
             store.instances.set_state(served, LEAVING)
-        drain(machine, served, deploy.drain_s if deploy is not None else 0.0, report)
+        drain(machine, served, deploy.drain_s if deploy is not None else 0.0)
         from niso.change import cluster_claims
 
-        cluster_claims.hand_over(machine, name, report)
+        cluster_claims.hand_over(machine, name)
 
 
 _OPEN = ("established", "syn-recv", "close-wait", "fin-wait-1", "closing", "last-ack")
@@ -586,15 +577,15 @@ def connections(machine: Machine, name: str) -> int:
     )
 
 
-def _stop(machine: Machine, names: Iterable[str], report: Report) -> None:
+def _stop(machine: Machine, names: Iterable[str]) -> None:
     names = list(names)
     begin(machine.store, names, "deactivate")
-    errors: list[Error] = stop.finish(machine, names, report, ends=True, resets=True)
+    errors: list[Error] = stop.finish(machine, names, ends=True, resets=True)
     if errors:
         raise errors[0]
 
 
-def tidy(machine: Machine, front: str, report: Report) -> None:
+def tidy(machine: Machine, front: str) -> None:
     """Delete package copies and inactive instances that are no longer needed.
 
     Instances and rollbacks need package copies. As many inactive instances stay recorded as there
@@ -608,8 +599,8 @@ def tidy(machine: Machine, front: str, report: Report) -> None:
     surplus = idle[len(active) :]
     if surplus and active:
         begin(store, surplus, "remove")
-        stop.forget(machine, surplus, report)
-        stop.report_to_cluster(machine, surplus, report)
+        stop.forget(machine, surplus)
+        stop.report_to_cluster(machine, surplus)
         for name in surplus:
             remove_locks(name)
 
@@ -622,7 +613,7 @@ def used_packages(store: Store, front: str) -> set[str]:
     return used | {*store.instances.packages(front)}
 
 
-def finish_leaving(machine: Machine, report: Report) -> None:
+def finish_leaving(machine: Machine) -> None:
     """Stop the old instances of deploys that were interrupted after new ones began to serve.
 
     Some instances are left unchanged: those of a running command, and those that the undo of an
@@ -639,9 +630,9 @@ def finish_leaving(machine: Machine, report: Report) -> None:
                 spec = row.service if row is not None else None
                 deploy = spec.program.deploy if spec is not None else None
                 if names:
-                    drain(machine, names, deploy.drain_s if deploy is not None else 0.0, report)
+                    drain(machine, names, deploy.drain_s if deploy is not None else 0.0)
                     with locked_instances(store, names):
-                        _stop(machine, names, report)
-                    tidy(machine, front, report)
+                        _stop(machine, names)
+                    tidy(machine, front)
         except Conflict:
             continue

@@ -14,7 +14,7 @@ from itertools import groupby
 
 from niso.base.errors import Conflict, Error, ErrorGroup, raise_all
 from niso.base.locks import Lock, remove_locks, service_lock
-from niso.base.report import NotStarted, Recovered, Report, Unfinished, event_class, silent
+from niso.base.report import NotStarted, Recovered, Unfinished, event_class
 from niso.change import ports, stop
 from niso.runtime import event_log
 from niso.runtime.machine import Machine
@@ -31,7 +31,7 @@ from niso.store.store import Store
 EndingRestart = event_class("EndingRestart", lambda service: f"complete the restart of {service}")
 
 
-def end_restart(machine: Machine, services: list[str], report: Report) -> None:
+def end_restart(machine: Machine, services: list[str]) -> None:
     """Complete an interrupted restart: start the processes, and report those that cannot start."""
     from niso.change.undo import start_again
 
@@ -39,7 +39,7 @@ def end_restart(machine: Machine, services: list[str], report: Report) -> None:
         try:
             start_again(machine, name)
         except Error as error:
-            report(NotStarted(name, error))
+            machine.report(NotStarted(name, error))
     with machine.store.transaction():
         # instances get no connections until niso health finds them healthy
         instances = machine.store.instances
@@ -50,9 +50,7 @@ def end_restart(machine: Machine, services: list[str], report: Report) -> None:
             machine.store.end_intent(name)
 
 
-def recover(
-    machine: Machine, report: Report = silent, names: Iterable[str] = (), every: bool = False
-) -> int:
+def recover(machine: Machine, names: Iterable[str] = (), every: bool = False) -> int:
     """Complete or undo interrupted changes, and return the number of these changes.
 
     ``names`` are the services that the next command will change. After all changes, raises the
@@ -65,11 +63,11 @@ def recover(
     if store.is_broken_off():
         from niso.cluster import mirror
 
-        mirror.revert_attempt(store, machine.kernel, report)
+        mirror.revert_attempt(store, machine.kernel, machine.report)
     if store.instances.active(LEAVING):
         from niso.change import deploy
 
-        deploy.finish_leaving(machine, report)
+        deploy.finish_leaving(machine)
     if store.instances.active(SERVING, OUT) or store.acted_on_services():
         from niso.change import health_agent
 
@@ -105,17 +103,17 @@ def recover(
                 if activations:
                     begun.append(intent)
                 else:
-                    errors |= _finish(machine, intent, report)
+                    errors |= _finish(machine, intent)
                     locks.close()  # no other change depends on this one
                     held.clear()
             if begun:
                 machine.processes.end_unrecorded({intent.service for intent in begun})
-                errors |= undo(machine, begun, report)
+                errors |= undo(machine, begun)
     for service, command, rolled_back in recovered:
         if service not in concerned and service not in errors:
-            report(Recovered(service, command, rolled_back))
+            machine.report(Recovered(service, command, rolled_back))
     for name, error in errors.items():
-        report(Unfinished(name, error))
+        machine.report(Unfinished(name, error))
     raised = [error for name, error in errors.items() if every or name in concerned]
     if raised:
         raise ErrorGroup(raised)
@@ -146,22 +144,22 @@ def _services(store: Store, intent: Intent) -> list[str]:
     return sorted({service for service, _ in store.moved_ports()})
 
 
-def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, Error]:
+def _finish(machine: Machine, intent: Intent) -> dict[str, Error]:
     """Complete an interrupted change that is not an activation. Return {service: error}."""
     name, removes = intent.service, intent.action in ("remove", "remove volumes")
     try:
         if intent.action == "ports":
-            ports.finish(machine, report)
+            ports.finish(machine)
         elif intent.action == "restart":
-            report(EndingRestart(name))
+            machine.report(EndingRestart(name))
             machine.processes.end_unrecorded({name})
-            end_restart(machine, [name], report)
+            end_restart(machine, [name])
         else:
             keep_forwards, now = intent.action == "stop", None if removes else time.time()
-            raise_all(stop.finish(machine, [name], report, not removes, keep_forwards, began=now))
+            raise_all(stop.finish(machine, [name], not removes, keep_forwards, began=now))
             if removes:
-                stop.forget(machine, [name], report, intent.action == "remove volumes")
-            stop.report_to_cluster(machine, [name], report)
+                stop.forget(machine, [name], intent.action == "remove volumes")
+            stop.report_to_cluster(machine, [name])
     except Error as error:
         return {name: error}
     return {}

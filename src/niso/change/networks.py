@@ -15,7 +15,6 @@ from niso.base.errors import Conflict, InvalidInput, KernelError
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import DEFAULT_NETWORK, alias
-from niso.base.report import Report, silent
 from niso.plan import subnets
 from niso.plan.records import NetworkRecord, SubnetRecord
 from niso.plan.subnets import PREFIX_LENGTH, PRIVATE, NetworkRequest
@@ -217,7 +216,7 @@ def _next_free(name: str, taken: list[tuple[subnets.Network, str]]) -> subnets.N
 
 
 def create(
-    machine: Machine, request: NetworkRequest, report: Report = silent, dry_run: bool = False
+    machine: Machine, request: NetworkRequest, dry_run: bool = False
 ) -> NetworkRecord | None:
     """Create a network and its bridge, and return the network.
 
@@ -228,14 +227,14 @@ def create(
     """
     subnets.check(request)
     if not request.span:
-        return _create(machine, request, report, dry_run)
+        return _create(machine, request, dry_run)
     from niso.change import span_networks
 
     proposed, arriving = span_networks.propose(machine, request, dry_run)
     try:
-        network = _create(machine, proposed, report, dry_run, arriving)
+        network = _create(machine, proposed, dry_run, arriving)
     except BaseException:
-        span_networks.withdraw(machine, arriving, report)
+        span_networks.withdraw(machine, arriving)
         raise
     if not dry_run:
         from niso.runtime import units
@@ -245,11 +244,7 @@ def create(
 
 
 def _create(
-    machine: Machine,
-    request: NetworkRequest,
-    report: Report,
-    dry_run: bool,
-    arriving: Arriving | None = None,
+    machine: Machine, request: NetworkRequest, dry_run: bool, arriving: Arriving | None = None
 ) -> NetworkRecord | None:
     store, kernel = machine.store, machine.kernel
     with Lock():
@@ -257,7 +252,7 @@ def _create(
         if arriving is not None:
             scope = scope.joined(arriving.scope(store))
         network: NetworkRecord | None = None
-        made = change(kernel, store, scope, report, rows_first=True, dry_run=dry_run)
+        made = change(kernel, store, scope, machine.report, rows_first=True, dry_run=dry_run)
         try:
             with made:
                 network = ensure(machine, request, False) if arriving is None else None
@@ -274,9 +269,7 @@ def _create(
     return network
 
 
-def remove(
-    machine: Machine, names: list[str], report: Report = silent, dry_run: bool = False
-) -> None:
+def remove(machine: Machine, names: list[str], dry_run: bool = False) -> None:
     """Remove networks and their bridges. If one network cannot be removed, none is removed.
 
     A network that spans hosts is removed from the cluster first, even if this host does not have
@@ -301,7 +294,7 @@ def remove(
         if spanning:
             scope = span_networks.going(store, scope, every=True)
         # if this fails or niso is killed, the networks stay recorded for repair
-        with change(kernel, store, scope, report, teardown=True, dry_run=dry_run):
+        with change(kernel, store, scope, machine.report, teardown=True, dry_run=dry_run):
             for name in names:
                 store.require_network(name)
                 store.drop_network(name)

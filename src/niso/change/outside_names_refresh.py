@@ -15,7 +15,7 @@ from contextlib import suppress
 from niso.base.errors import Error, missing_library
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.base.report import Finished, Report, WarningEvent, silent
+from niso.base.report import Finished
 from niso.change.scope import concerned
 from niso.plan.dns_answers import DnsAnswer, after, barred, forbidden_addresses
 from niso.plan.records import FORMER, NOW, Forbids, Outside
@@ -40,7 +40,7 @@ record such a policy may be in progress.
 """
 
 
-def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent) -> None:
+def prepare(machine: Machine, targets: Iterable[Target]) -> None:
     """Resolve the DNS names in policies of services that are about to be activated.
 
     A name without an address only causes a warning. So a machine can boot even if its name servers
@@ -50,19 +50,19 @@ def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent
     if not names:
         return
     require()
-    refresh(machine, names, report)
+    refresh(machine, names)
     unknown: dict[str, list[str]] = {}
     for name in names:
         answer = machine.store.outside.answer(name)
         if not answer.in_state(NOW):
             unknown.setdefault(answer.problem, []).append(name)
         elif answer.problem:
-            report(WarningEvent(f"{name}: {answer.problem}"))
+            machine.caution(f"{name}: {answer.problem}")
     for problem, some in unknown.items():
-        report(WarningEvent(f"{', '.join(some)}: {problem}", ("niso net refresh asks again",)))
+        machine.caution(f"{', '.join(some)}: {problem}", ("niso net refresh asks again",))
 
 
-def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
+def bar(machine: Machine, targets: Iterable[Target]) -> None:
     """Remove addresses from recorded DNS answers if they are in networks that the command has
     created.
 
@@ -77,7 +77,7 @@ def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
         answer = barred(before, forbids, now)
         if answer != before:
             rows.put([answer])
-            report(WarningEvent(f"{answer.name}: {answer.problem}"))
+            machine.caution(f"{answer.name}: {answer.problem}")
 
 
 def look(machine: Machine, targets: Iterable[Target]) -> list[Outside]:
@@ -97,12 +97,7 @@ def _names(targets: Iterable[Target]) -> list[str]:
     return sorted({name for one in targets for name in one.spec.network.policy.outside_names()})
 
 
-def refresh(
-    machine: Machine,
-    names: Iterable[str] | None = None,
-    report: Report = silent,
-    force: bool = False,
-) -> list[str]:
+def refresh(machine: Machine, names: Iterable[str] | None = None, force: bool = False) -> list[str]:
     """Resolve the DNS names whose TTL is over, apply the answers, and return the changed names.
 
     ``names`` are the names to consider. If ``names`` is None, all names in policies are considered.
@@ -119,15 +114,11 @@ def refresh(
         return []
     heard = ask(due) if due else {}
     with Lock():
-        return _apply(machine, heard, unsettled, now, report)
+        return _apply(machine, heard, unsettled, now)
 
 
 def _apply(
-    machine: Machine,
-    heard: dict[str, tuple[DnsAnswer, ...]],
-    unsettled: Iterable[str],
-    now: float,
-    report: Report,
+    machine: Machine, heard: dict[str, tuple[DnsAnswer, ...]], unsettled: Iterable[str], now: float
 ) -> list[str]:
     """Record DNS answers and update the kernel. Return the names whose addresses changed. ``heard``
     maps names to their answers. The caller must have niso's lock. The rows are committed before the
@@ -140,7 +131,7 @@ def _apply(
     services = rows.naming(before)
     scope = concerned(store, services)
     # if no service's policy has these names, only rows change
-    made = change(kernel, store, scope, report, rows_first=True) if services else None
+    made = change(kernel, store, scope, machine.report, rows_first=True) if services else None
     with made or store.transaction():
         if made is not None and not all(answer.settled for answer in before.values()):
             rows.put(_all_in_use(answer) for answer in before.values() if not answer.settled)
@@ -156,7 +147,7 @@ def _apply(
         # a line of a hosts file has all names of an address, and some may be missing there.
         # Other failed repairs do not concern the names, and `net check` reports them
         with suppress(Error):
-            repair(kernel, store, report)
+            repair(kernel, store, machine.report)
     with store.transaction():
         rows.put(answer._replace(settled=True) for answer in reached)
     return [answer.name for answer in reached if _used(answer) != _used(before[answer.name])]
@@ -271,7 +262,7 @@ _DROP_IN = f"timers.target.d/{TIMER}.conf"
 _MARK = "# written by niso enable for outside names; state folder "
 
 
-def supervise(machine: Machine, report: Report = silent) -> None:
+def supervise(machine: Machine) -> None:
     """Install the timer that resolves DNS names, or remove it if no enabled service needs it."""
     store, units = machine.store, machine.processes.units
     if not units.booted():
@@ -283,12 +274,12 @@ def supervise(machine: Machine, report: Report = silent) -> None:
     files = {_path(name): text for name, text in texts(store.state_id()).items()}
     if mine and not wanted:
         units.stop_unit(TIMER)
-        systemd.drop(units, [*reversed(files)], report)
+        systemd.drop(units, [*reversed(files)], machine.report)
     elif wanted and not mine and units.read(_path(TIMER)) is not None:
         text = f"{_path(TIMER)} was not made for this state folder, so nothing resolves the"
         hint = "call niso net refresh from cron"
-        report(WarningEvent(f"{text} outside names of its services", (hint,)))
-    elif wanted and systemd.put(units, files, report):
+        machine.caution(f"{text} outside names of its services", (hint,))
+    elif wanted and systemd.put(units, files, machine.report):
         units.stop_unit(TIMER)
         units.start_unit(TIMER)
 
@@ -327,6 +318,6 @@ def refresh_names(session: Session, force: bool) -> tuple[OutsideName, ...]:
 
     machine = session.machine_for_change()
     if machine.store.names_outside():
-        refresh(machine, report=session.report, force=force)
+        refresh(machine, force=force)
     session.report(Finished())
     return described(machine.store)

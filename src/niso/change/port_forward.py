@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from niso.base.errors import Conflict, NotFound
 from niso.base.locks import Lock
-from niso.base.report import Report, WarningEvent, silent
 from niso.change.journal import locked, recover
 from niso.change.ports import _change, check_family
 from niso.look.host_ports import Listeners, as_held, published_by, same_place
@@ -14,12 +13,7 @@ from niso.store.store import Store
 
 
 def port_forward(
-    machine: Machine,
-    name: str,
-    port: PortMapping,
-    *,
-    replace: bool = False,
-    report: Report = silent,
+    machine: Machine, name: str, port: PortMapping, *, replace: bool = False
 ) -> tuple[bool, list[tuple[str, PortMapping]]]:
     """Publish one more port of an active service immediately.
 
@@ -27,7 +21,7 @@ def port_forward(
     the host port is taken, ``replace`` takes it from its owner. Without ``replace``, raises
     Conflict. Raises KernelError. After an error nothing has changed.
     """
-    recover(machine, report, [name])
+    recover(machine, [name])
     store, key = machine.store, "PORT"
     concerned = {name, *(holder for holder, _ in store.port_holders(port) if replace)}
     with locked(store, sorted(concerned)), Lock():
@@ -62,7 +56,7 @@ def port_forward(
                 reason = f"{holder!r} has just taken host port {port.host_side}"
                 raise Conflict(reason, "try again", key, names_key=False)
         Listeners(machine.kernel, store.port_families(name)).check(port, key)
-        _change(machine, [(name, port)], losers, report)
+        _change(machine, [(name, port)], losers)
         return True, losers
 
 
@@ -94,16 +88,14 @@ def kept_out(store: Store, service: str, port: PortMapping) -> list[tuple[str, P
     ]
 
 
-def port_unforward(
-    machine: Machine, name: str, port: PortMapping, report: Report = silent
-) -> list[tuple[str, PortMapping]]:
+def port_unforward(machine: Machine, name: str, port: PortMapping) -> list[tuple[str, PortMapping]]:
     """Stop publishing a port that `port_forward` published. The service need not be active.
 
     `port_forward` may have taken the host port from services whose manifests publish it. Their
     ports are published again in the same transaction, and returned as pairs (service, port). Raises
     NotFound if the port is not forwarded, and Conflict if the manifest publishes it.
     """
-    recover(machine, report, [name])
+    recover(machine, [name])
     store = machine.store
     concerned = {name, *(holder for holder, _ in kept_out(store, name, port))}
     with locked(store, sorted(concerned)), Lock():
@@ -124,10 +116,10 @@ def port_unforward(
                 Listeners(machine.kernel, store.port_families(holder)).check(claimed, "PORT")
             except Conflict as error:
                 what = f"{holder}: {claimed.text} is not published again: {error.reason}"
-                report(WarningEvent(what, (f"stop it, then niso activate {holder}",)))
+                machine.caution(what, (f"stop it, then niso activate {holder}",))
                 continue
             back.append((holder, claimed))
-        _change(machine, [], [(name, port)], report, back)
+        _change(machine, [], [(name, port)], back)
         return back
 
 

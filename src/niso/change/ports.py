@@ -11,7 +11,7 @@ from collections.abc import Container, Iterable, Sequence
 
 from niso.base.errors import Conflict, Error, raise_all
 from niso.base.locks import Lock
-from niso.base.report import Report, event_class, silent
+from niso.base.report import event_class
 from niso.change import scope as change_scope
 from niso.change import stop
 from niso.kernel.kinds.kind import State
@@ -185,7 +185,7 @@ FinishingPorts = event_class(
 )
 
 
-def finish(machine: Machine, report: Report = silent) -> None:
+def finish(machine: Machine) -> None:
     """Complete the changes of ports that interrupted `niso port-forward` commands have recorded.
 
     The caller must have niso's lock. A running `niso port-forward` has this lock as long as its
@@ -196,8 +196,8 @@ def finish(machine: Machine, report: Report = silent) -> None:
     with Lock():
         moved = store.moved_ports()
         if moved:
-            report(FinishingPorts(tuple(sorted({service for service, _ in moved}))))
-            with _moving(machine, moved, store.moved_on(), report) as made:
+            machine.report(FinishingPorts(tuple(sorted({service for service, _ in moved}))))
+            with _moving(machine, moved, store.moved_on()) as made:
                 made.doubt(_elements(store, moved))
             stop.end_intents(store, sorted({service for service, _ in moved}))
 
@@ -206,9 +206,7 @@ _Port = tuple[str, PortMapping]  # (service, port)
 _Moved = list[_Port]
 
 
-def _change(
-    machine: Machine, come: _Moved, go: _Moved, report: Report, back: Sequence[_Port] = ()
-) -> None:
+def _change(machine: Machine, come: _Moved, go: _Moved, back: Sequence[_Port] = ()) -> None:
     """Record added and removed ports and update the kernel, or undo both steps after an error.
 
     All ports are pairs (service, port): ``come`` to forward, ``go`` to stop forwarding, and
@@ -220,7 +218,7 @@ def _change(
     # a network that a service has left may still have its bridge set up for the service's ports
     on = set(change_scope.concerned(store, names).networks or ())
     rows = {name: (store.port_rows(name), store.published_row(name)) for name in names}
-    made = _moving(machine, moved, on, report)
+    made = _moving(machine, moved, on)
     try:
         with made:
             for service, port in go:
@@ -235,7 +233,7 @@ def _change(
         stop.end_intents(store, sorted({service for service, _ in moved}))
     except BaseException:
         if made.is_recorded:
-            with _moving(machine, moved, on, report, teardown=True) as undone:
+            with _moving(machine, moved, on, teardown=True) as undone:
                 for name, (ports, published) in rows.items():
                     store.put_port_rows(name, ports)
                     store.put_published_row(name, published)
@@ -244,9 +242,7 @@ def _change(
         raise
 
 
-def _moving(
-    machine: Machine, moved: _Moved, on: set[str], report: Report, teardown: bool = False
-) -> change:
+def _moving(machine: Machine, moved: _Moved, on: set[str], teardown: bool = False) -> change:
     """Return the context manager of a change that adds or removes these published ports.
 
     ``on`` are the networks that the ports used before the change. The rows are committed before the
@@ -259,7 +255,7 @@ def _moving(
     shared = [port for service in sorted(fronts) for _, port in store.ports(service)]
     ports = tuple(dict.fromkeys([*(port for _, port in moved), *shared]))
     scope = scope._replace(ports=ports)
-    return change(kernel, store, scope, report, teardown=teardown, rows_first=True)
+    return change(kernel, store, scope, machine.report, teardown=teardown, rows_first=True)
 
 
 def _elements(store: Store, ports: _Moved) -> State:

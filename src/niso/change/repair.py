@@ -58,47 +58,47 @@ StartingHealth = events.event_class("StartingHealth", lambda: "start niso health
 WritingSpec = events.event_class("WritingSpec", lambda service: f"write spec.json of {service}")
 
 
-def plan_repair(machine: Machine, report: Report, network_only: bool = False) -> None:
+def plan_repair(machine: Machine, network_only: bool = False) -> None:
     """Report the steps that a repair would take, except those that recover interrupted changes.
 
     With ``network_only``, reports the steps of `repair_network`, otherwise those of `repair_all`.
     """
-    store, kernel, processes, _ = machine
+    store, kernel, processes, *_ = machine
     lost = _of_rows(store_defects.find_defects(kernel, store))
     for defect in lost:
-        report(_event_of(defect))
+        machine.report(_event_of(defect))
     if lost:
         store = store.in_memory()
         repair_defects(kernel, store, lost)
         machine = machine._replace(store=store)
     homes = _nameless(machine)
     for name, pid in homes:
-        report(events.Command(f"ip netns attach {names.netns(name)} {pid}"))
+        machine.report(events.Command(f"ip netns attach {names.netns(name)} {pid}"))
     back = {names.netns(name) for name, _ in homes}
     want, have, _ = compare(kernel, store)
     back |= {veth.name for veth in want[Veth] if veth.netns in back}
     for step in diff(want, have):
         touched = isinstance(step, Step) and {step.obj.key()[0], getattr(step.obj, "netns", "")}
         if not (touched and touched & back):
-            report(step)
+            machine.report(step)
     if network_only:
         return
     for name in check.with_ended_netns(kernel, store):
-        report(events.Forgetting(name))
+        machine.report(events.Forgetting(name))
     for row in store.active_rows():
         if not row.has_process:
             continue
         if of_package(row) is not None:
-            report(events.CopyingPackage(row.folder))
+            machine.report(events.CopyingPackage(row.folder))
         if (finding := of_service(processes, row)) is not None:
-            report(_mending(row.name, finding))
+            machine.report(_mending(row.name, finding))
     for name in left_running(machine):
-        report(events.Stopping(name))
+        machine.report(events.Stopping(name))
     if health_agent.is_needed(machine) and not health_agent.runs():
-        report(StartingHealth())
+        machine.report(StartingHealth())
 
 
-def repair_all(machine: Machine, report: Report = silent) -> int:
+def repair_all(machine: Machine) -> int:
     """Recover interrupted changes, repair all differences and start services that should run.
 
     Returns the number of repairs. All repairs are tried before an ErrorGroup is raised. Raises
@@ -107,26 +107,26 @@ def repair_all(machine: Machine, report: Report = silent) -> int:
     store = machine.store
     errors: list[Error] = []
     with Lock():
-        done = _repair_store(machine, report, errors)
-    done += _recover(machine, report, errors)
+        done = _repair_store(machine, errors)
+    done += _recover(machine, errors)
     with Lock():
-        done += _repair_kernel(machine, report, errors)
-    done += _forget_gone(machine, report, errors)
+        done += _repair_kernel(machine, errors)
+    done += _forget_gone(machine, errors)
     for name in store.active_services():
         with journal.locked(store, [name]):
             # a command that failed in the meantime has left its change to recovery
             if store.intent(name) is None:
-                done += _repair_process(machine, name, report, errors)
-    done += _recover(machine, report, errors)
-    done += _stop_left_running(machine, report, errors)
+                done += _repair_process(machine, name, errors)
+    done += _recover(machine, errors)
+    done += _stop_left_running(machine, errors)
     if health_agent.ensure(machine):
-        report(StartingHealth())
+        machine.report(StartingHealth())
         done += 1
     _raise_all(errors)
     return done
 
 
-def repair_network(machine: Machine, report: Report = silent) -> int:
+def repair_network(machine: Machine) -> int:
     """Repair the store and the kernel. Processes and interrupted changes are left unchanged.
 
     Services are not locked, because a service may be waiting for the systemd unit that runs this
@@ -134,8 +134,8 @@ def repair_network(machine: Machine, report: Report = silent) -> int:
     """
     errors: list[Error] = []
     with Lock():
-        done = _repair_store(machine, report, errors)
-        done += _repair_kernel(machine, report, errors)
+        done = _repair_store(machine, errors)
+        done += _repair_kernel(machine, errors)
     _raise_all(errors)
     return done
 
@@ -153,7 +153,7 @@ def _collecting(errors: list[Error]) -> Iterator[None]:
         errors.append(error)
 
 
-def _repair_store(machine: Machine, report: Report, errors: list[Error]) -> int:
+def _repair_store(machine: Machine, errors: list[Error]) -> int:
     """Repair rows of the store. Return the number of repairs. The caller must have niso's lock."""
     store, kernel = machine.store, machine.kernel
     defects = store_defects.find_defects(kernel, store)
@@ -162,35 +162,35 @@ def _repair_store(machine: Machine, report: Report, errors: list[Error]) -> int:
         with store.transaction():
             repair_defects(kernel, store, lost)
     for defect in lost:
-        report(_event_of(defect))
+        machine.report(_event_of(defect))
     done = len(lost)
     for damaged in (defect for defect in defects if defect[0] == "different"):
         with _collecting(errors):
             repair_row(machine.processes, store, damaged[2])
-            report(_event_of(damaged))
+            machine.report(_event_of(damaged))
             done += 1
     return done
 
 
-def _recover(machine: Machine, report: Report, errors: list[Error]) -> int:
+def _recover(machine: Machine, errors: list[Error]) -> int:
     done = 0
     with _collecting(errors):
-        done = journal.recover(machine, report, every=True)
+        done = journal.recover(machine, every=True)
     return done
 
 
-def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int:
+def _repair_kernel(machine: Machine, errors: list[Error]) -> int:
     """Repair the kernel, delete connections that rules deny, and return the number of repairs."""
     store, kernel, *_ = machine
     done, steps = 0, 0
     with _collecting(errors):
         for name, pid in _nameless(machine):
-            report(events.Command(f"ip netns attach {names.netns(name)} {pid}"))
+            machine.report(events.Command(f"ip netns attach {names.netns(name)} {pid}"))
             kernel.name_netns(names.netns(name), pid, alias(store.state_id()))
             done += 1
-        steps = len(repair(kernel, store, report))  # the steps may contain all elements
+        steps = len(repair(kernel, store, machine.report))  # the steps may contain all elements
         if store.writes_host_names():
-            done += host_settings.update_host_names(kernel, store, report)
+            done += host_settings.update_host_names(kernel, store, machine.report)
     if steps or errors:
         # flows that began while a rule was missing have no NAT, so their packets would be misrouted
         ended_flows.clear(kernel, desired_now(kernel, store, ALL))
@@ -203,7 +203,7 @@ def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int
     return done + steps
 
 
-def _repair_process(machine: Machine, name: str, report: Report, errors: list[Error]) -> int:
+def _repair_process(machine: Machine, name: str, errors: list[Error]) -> int:
     """Repair a service's package copy, spec.json and process. Return the number of repairs. The
     caller must have locked the service. Errors are added to ``errors``.
     """
@@ -212,44 +212,44 @@ def _repair_process(machine: Machine, name: str, report: Report, errors: list[Er
         return 0
     done = 0
     with _collecting(errors):
-        done += _copy_again(row, report) + _write_spec_again(processes, row, report)
+        done += _copy_again(machine, row) + _write_spec_again(machine, row)
     finding = of_service(processes, row)
     if finding is None:
         return done
-    report(_mending(name, finding))
+    machine.report(_mending(name, finding))
     with _collecting(errors):
         spec = row.require_process()
         if finding.defect == BLIND:
-            process_record.swap_or_restart(processes, spec, report)
+            process_record.swap_or_restart(processes, spec, machine.report)
         else:
             processes.stop(name, spec.stop_timeout_s)
             processes.start(spec)
     return done + 1
 
 
-def _forget_gone(machine: Machine, report: Report, errors: list[Error]) -> int:
+def _forget_gone(machine: Machine, errors: list[Error]) -> int:
     done = 0
     for name in check.with_ended_netns(machine.kernel, machine.store):
-        report(events.Forgetting(name))
+        machine.report(events.Forgetting(name))
         with _collecting(errors):
-            done += attach.detach(machine, name, report=report)
+            done += attach.detach(machine, name)
     return done
 
 
-def _stop_left_running(machine: Machine, report: Report, errors: list[Error]) -> int:
+def _stop_left_running(machine: Machine, errors: list[Error]) -> int:
     done = 0
     for name in left_running(machine):
         with journal.locked(machine.store, [name]):
             if name not in left_running(machine):  # another command has changed it
                 continue
-            report(events.Stopping(name))
+            machine.report(events.Stopping(name))
             with _collecting(errors):
                 machine.processes.stop(name)
             done += 1
     return done
 
 
-def _copy_again(row: ServiceRow, report: Report) -> int:
+def _copy_again(machine: Machine, row: ServiceRow) -> int:
     if of_package(row) is None:
         return 0
     folder, contents, spec = row.folder, Contents(row.name), row.require_service()
@@ -263,18 +263,18 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
         raise Error(
             f"{reason}, and {folder} no longer contains the same package", row.activation_command
         )
-    report(events.CopyingPackage(folder))
+    machine.report(events.CopyingPackage(folder))
     package.copy(row.name, folder, without, row.fingerprint, contents, row.manifest_path, spec)
     return 1
 
 
-def _write_spec_again(processes: Processes, row: ServiceRow, report: Report) -> int:
-    finding = processes.defect(row.name)
+def _write_spec_again(machine: Machine, row: ServiceRow) -> int:
+    finding = machine.processes.defect(row.name)
     if finding is None or finding.defect != UNKNOWN:
         return 0
-    report(_mending(row.name, finding))
+    machine.report(_mending(row.name, finding))
     try:
-        processes.save(row.require_process())
+        machine.processes.save(row.require_process())
     except OSError as error:
         raise Error(f"cannot write spec.json: {error.strerror}", service=row.name) from error
     return 1
@@ -292,7 +292,7 @@ def _event_of(defect: store_defects.Defect) -> Event:
 
 
 def _nameless(machine: Machine) -> list[tuple[str, int]]:
-    store, kernel, processes, _ = machine
+    store, kernel, processes, *_ = machine
     mark = alias(store.state_id())
     nameless = []
     for name in store.active_services():

@@ -18,7 +18,7 @@ from niso.base import convert, files, locks, paths
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound, UsageError, raise_all
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import DEFAULT_NETWORK
-from niso.base.report import Extracting, Report, Saving, WarningEvent, silent
+from niso.base.report import Extracting, Report, Saving
 from niso.base.text import escaped, time_text
 from niso.change import activate, deactivate, journal, networks, start, targets
 from niso.change.admit import NO_STACK, StackMembership
@@ -107,12 +107,7 @@ class LoadedService(NamedTuple):
 
 
 def save(
-    machine: Machine,
-    names: list[str],
-    path: str | None,
-    secrets: bool = False,
-    stop: bool = False,
-    report: Report = silent,
+    machine: Machine, names: list[str], path: str | None, secrets: bool = False, stop: bool = False
 ) -> Saved:
     """Write services to an archive file, or to standard output if ``path`` is None.
 
@@ -120,7 +115,7 @@ def save(
     stopped during the save, so that their volumes do not change. Raises Conflict, NotFound, Error.
     """
     store = machine.store
-    journal.recover(machine, report, names)
+    journal.recover(machine, names)
     rows = [store.require_known(name) for name in names]
     for row in rows:
         row.require_own()
@@ -134,7 +129,7 @@ def save(
     if path is not None and os.path.exists(path) and not os.path.isfile(path):
         what = "a folder" if os.path.isdir(path) else "not a regular file"
         raise InvalidInput(f"{path} is {what}", "name a file in a folder", "--output")
-    after = _dependencies(machine, names, report)
+    after = _dependencies(machine, names)
     active = [row.name for row in rows if stop and row.active and not row.is_job]
     size = 0
 
@@ -143,16 +138,16 @@ def save(
         now = [store.require_known(name) for name in names]
         kept = [row._replace(active=was.active) for row, was in zip(now, rows, strict=True)]
         described = _describe(machine, kept, secrets, after)
-        size = _write_file(path, lambda out: _write(machine, now, described, out, report))
+        size = _write_file(path, lambda out: _write(machine, now, described, out))
 
     if active and not any(row.mode == "front" for row in rows):
         # also if this process is killed, the next command or boot starts the services
-        activate.restart(machine, active, report, _among(after, active), meanwhile=write)
+        activate.restart(machine, active, _among(after, active), meanwhile=write)
         return Saved(path or "-", size, tuple(names))
     with ExitStack() as held:
         if active:
-            held.callback(_activate_again, machine, active, after, report)
-            deactivate.deactivate(machine, active, report, keep_forwards=True, needs=after)
+            held.callback(_activate_again, machine, active, after)
+            deactivate.deactivate(machine, active, keep_forwards=True, needs=after)
         # an active service is not locked: conmon could not restart it while it is saved
         idle = [name for name in names if not store.require_known(name).active]
         held.enter_context(journal.locked(store, idle))
@@ -194,10 +189,10 @@ def _unlink(path: str) -> None:
         os.unlink(path)
 
 
-def _activate_again(machine: Machine, names: list[str], after: start.After, report: Report) -> None:
+def _activate_again(machine: Machine, names: list[str], after: start.After) -> None:
     wanted = [targets.from_store(machine.store, name) for name in names]
     order = _among(after, {target.name for target in wanted})
-    activate.activate(machine, wanted, start.TIMEOUT_S, report, after=order)
+    activate.activate(machine, wanted, start.TIMEOUT_S, after=order)
 
 
 def _among(after: start.After, names: Container[str]) -> dict[str, dict[str, str]]:
@@ -208,7 +203,7 @@ def _among(after: start.After, names: Container[str]) -> dict[str, dict[str, str
     }
 
 
-def _dependencies(machine: Machine, names: Iterable[str], report: Report) -> start.After:
+def _dependencies(machine: Machine, names: Iterable[str]) -> start.After:
     store, after = machine.store, dict[str, dict[str, str]]()
     for stack in dict.fromkeys(filter(None, map(store.stack_of, names))):
         try:
@@ -217,24 +212,18 @@ def _dependencies(machine: Machine, names: Iterable[str], report: Report) -> sta
                     after[member.name] = dict(member.after)
         except Error as error:
             what = f"the dependencies of stack {stack} are not saved: {error.message}"
-            report(WarningEvent(what, ()))
+            machine.caution(what)
     return _among(after, {*names})
 
 
-def _write(
-    machine: Machine,
-    rows: list[ServiceRow],
-    described: SavedHost,
-    out: IO[bytes],
-    report: Report,
-) -> None:
+def _write(machine: Machine, rows: list[ServiceRow], described: SavedHost, out: IO[bytes]) -> None:
     """Write an archive. Raises Error if another command changes a service at the same time."""
     with archive.compressed(out) as stream:
         writer = archive.ArchiveWriter(stream, convert.plain(described))
         writer.add_folder("services")
         for row, service in zip(rows, described.services, strict=True):
             try:
-                _write_one(writer, row, service, report)
+                _write_one(writer, row, service, machine.report)
             except BrokenPipeError:
                 raise  # of the archive
             except OSError as error:
@@ -334,7 +323,6 @@ def load(
     prefix: str | None = None,
     owners: Collection[int] | None = None,
     timeout_s: float = start.TIMEOUT_S,
-    report: Report = silent,
 ) -> list[LoadedService]:
     """Load the services of an archive with their volumes, networks and addresses.
 
@@ -344,14 +332,14 @@ def load(
     the start of a service. After an error, everything that was loaded is removed. Raises
     InvalidInput, Conflict, and the errors of an activation.
     """
-    journal.recover(machine, report)
+    journal.recover(machine)
     folder = os.path.join(paths.state_dir(), "loaded")
     os.makedirs(folder, 0o700, exist_ok=True)
     with ExitStack() as kept:
         staged = _staging(folder, kept)
-        report(Extracting(path))
+        machine.report(Extracting(path))
         saved = _read(path, staged, owners)
-        loading = _Loading(machine, saved, staged, folder, prefix, report)
+        loading = _Loading(machine, saved, staged, folder, prefix)
         loading.check()
         with ExitStack() as undo:
             loading.make_networks(undo)
@@ -427,16 +415,10 @@ class _Loading:
     """The steps of `load`, in order. Each step adds its undo function to an ExitStack."""
 
     def __init__(
-        self,
-        machine: Machine,
-        saved: SavedHost,
-        staged: str,
-        folder: str,
-        prefix: str | None,
-        report: Report,
+        self, machine: Machine, saved: SavedHost, staged: str, folder: str, prefix: str | None
     ) -> None:
         self._machine, self._store, self._saved = machine, machine.store, saved
-        self._staged, self._folder, self._report = staged, folder, report
+        self._staged, self._folder = staged, folder
         self._prefix = prefix
         self._joined: dict[str, str] = {}
         """The stacks that exist on this host, with their stack.toml, which is not replaced."""
@@ -530,7 +512,7 @@ class _Loading:
             )
             self._moved.add(network.name)
             what = f"network {name} gets {', '.join(request.subnets)}: {error.reason}"
-            self._report(WarningEvent(what, ()))
+            self._machine.caution(what)
         self._requests[network.name] = request
 
     def make_networks(self, undo: ExitStack) -> None:
@@ -538,8 +520,8 @@ class _Loading:
         for network in self._saved.networks:
             request = self._requests.get(network.name)
             if request is not None and not network.implicit:
-                networks.create(self._machine, request, self._report)
-                undo.callback(networks.remove, self._machine, [request.name], self._report)
+                networks.create(self._machine, request)
+                undo.callback(networks.remove, self._machine, [request.name])
 
     def place(self, undo: ExitStack) -> None:
         """Move packages and volumes from the staging folder to niso's state folder."""
@@ -566,7 +548,7 @@ class _Loading:
         """Delete the volumes of a service that was not loaded, unless the service exists now."""
         with journal.locked_one(self._store, name):
             if self._store.service(name) is None:
-                volumes.remove_all(name, self._report)
+                volumes.remove_all(name, self._machine.report)
 
     def _place_package(self, source: str, home: str, service: SavedService) -> None:
         files.remove_tree(home)
@@ -601,7 +583,7 @@ class _Loading:
         if "ip" in network and self._moved & {*spec.network.networks}:
             del network["ip"]
             what = f"{name}: gets new addresses instead of static ones: its network has others here"
-            self._report(WarningEvent(what, ()))
+            self._machine.caution(what)
         former = [
             ip_network(subnet)
             for one in self._saved.networks
@@ -612,7 +594,7 @@ class _Loading:
         if texts:
             what = f"{name}: its policy names addresses of a network that has others here: "
             hint = f"correct them in {manifest}"
-            self._report(WarningEvent(what + ", ".join(texts), (hint,)))
+            self._machine.caution(what + ", ".join(texts), (hint,))
         families = (4, 6)
         listeners = Listeners(self._machine.kernel, families)
         ports = []
@@ -623,7 +605,7 @@ class _Loading:
             )
             if is_taken:
                 what = f"{name}: host port {port.host_side} is taken: niso chooses another"
-                self._report(WarningEvent(what, ("niso net ports shows which",)))
+                self._machine.caution(what, ("niso net ports shows which",))
             ports.append(_chosen(port) if is_taken else text)
         if ports:
             network["ports"] = ports
@@ -682,10 +664,8 @@ class _Loading:
             joins = NO_STACK._replace(networks=made)
             if stack:
                 joins = StackMembership(stack, file, escaped(file), made, ())
-            outcomes = activate.activate(
-                self._machine, found, timeout_s, self._report, after=after, stack=joins
-            )
-            undo.callback(deactivate.remove, self._machine, names, self._report)
+            outcomes = activate.activate(self._machine, found, timeout_s, after=after, stack=joins)
+            undo.callback(deactivate.remove, self._machine, names)
             self._outcomes |= {one.service: one for one in outcomes}
 
     def _targets(self, stack: str, started: list[SavedService]) -> list[targets.Target]:

@@ -17,7 +17,6 @@ from collections.abc import Collection, Iterable
 from niso.base import names, paths
 from niso.base.errors import Conflict, InvalidInput, NotFound
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.base.report import Report
 from niso.change import targets
 from niso.change.targets import Target
 from niso.plan.specs import ServiceSpec
@@ -76,7 +75,7 @@ def with_remotes(store: Store, scope: Scope) -> Scope:
     return span_networks.going(store, scope)
 
 
-def leaving(machine: Machine, networks: Collection[str], report: Report) -> change | Transaction:
+def leaving(machine: Machine, networks: Collection[str]) -> change | Transaction:
     """Return a context manager whose exit removes unused implicit networks from the kernel.
 
     Implicit networks are networks that niso has created for a service. ``networks`` are the
@@ -87,7 +86,7 @@ def leaving(machine: Machine, networks: Collection[str], report: Report) -> chan
     store = machine.store
     if not networks:
         return store.transaction()
-    return change(machine.kernel, store, scope_left(store, networks), report, teardown=True)
+    return change(machine.kernel, store, scope_left(store, networks), machine.report, teardown=True)
 
 
 def scope_left(store: Store, networks: Collection[str]) -> Scope:

@@ -11,7 +11,6 @@ from contextlib import closing, suppress
 from niso.base import names
 from niso.base.errors import Conflict, Error, NotFound
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.report import Report, WarningEvent
 from niso.change import networks
 from niso.cluster import encryption, mirror
 from niso.cluster.key_values import Cluster, Spec
@@ -210,7 +209,7 @@ def _network(spec: Spec, joined: Config, cluster: Cluster) -> NetworkRecord:
     return NetworkRecord(spec.name, bridge, spec.mtu, subnets, spec.internal, span=span)
 
 
-def withdraw(machine: Machine, proposed: Arriving, report: Report) -> None:
+def withdraw(machine: Machine, proposed: Arriving) -> None:
     """Remove a network from the cluster if `propose` created it. Errors become warnings."""
     if proposed.made:
         name = proposed.specs[0].name
@@ -218,7 +217,7 @@ def withdraw(machine: Machine, proposed: Arriving, report: Report) -> None:
             remove(machine, [name])
         except Error as error:
             hint = f"niso net create {name} --span takes it over"
-            report(WarningEvent(f"the cluster keeps the network: {error.message}", (hint,)))
+            machine.caution(f"the cluster keeps the network: {error.message}", (hint,))
 
 
 def remove(machine: Machine, removed: Sequence[str], dry_run: bool = False) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Container, Iterable, Iterator
 
 from niso.base.errors import Error, ErrorGroup, InvalidInput, flatten
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.report import RemovingVolumes, Report, WarningEvent, silent
+from niso.base.report import RemovingVolumes
 from niso.change import activate, admit, deactivate, journal, start, static_check, targets
 from niso.change.activate import Outcome
 from niso.change.admit import StackMembership
@@ -49,12 +49,7 @@ class StackDown(NamedTuple):
 
 
 def up(
-    machine: Machine,
-    stack: Stack,
-    timeout_s: float,
-    report: Report = silent,
-    dry_run: bool = False,
-    replace: bool = False,
+    machine: Machine, stack: Stack, timeout_s: float, dry_run: bool = False, replace: bool = False
 ) -> StackUp:
     """Apply the stack's file. After an error, all changes are rolled back.
 
@@ -64,7 +59,7 @@ def up(
     """
     store = machine.store
     if not dry_run:
-        journal.recover(machine, report)  # recovery may change which services belong to the stack
+        journal.recover(machine)  # recovery may change which services belong to the stack
     stack = named(store, stack)
     if not replace:  # repeated under the lock; here, before a dry run shows what would end
         stack_members.refuse_elsewhere(store, stack.name, stack.path, admit.OR_REPLACE)
@@ -76,10 +71,10 @@ def up(
     spanning = [request for request in joins.networks if request.span]
     for network, other in admit.shared(store, joins) if not joins.prefix else ():
         what = f"network {network} is also that of stack {other}: their services reach each other"
-        report(WarningEvent(what, ("prefix = true in [stack] makes networks of this stack's own",)))
+        machine.caution(what, ("prefix = true in [stack] makes networks of this stack's own",))
     try:
-        with _in_cluster(machine, joins, spanning, report, dry_run):
-            outcomes = activate.activate(machine, wanted, timeout_s, report, dry_run, after, joins)
+        with _in_cluster(machine, joins, spanning, dry_run):
+            outcomes = activate.activate(machine, wanted, timeout_s, dry_run, after, joins)
     except ErrorGroup as group:
         raise ErrorGroup([as_stack_error(stack, error) for error in group.errors]) from group
     except Error as error:
@@ -101,11 +96,7 @@ def refuse(plain: Stack) -> None:
 
 @contextlib.contextmanager
 def _in_cluster(
-    machine: Machine,
-    joins: StackMembership,
-    spanning: list[NetworkRequest],
-    report: Report,
-    dry_run: bool,
+    machine: Machine, joins: StackMembership, spanning: list[NetworkRequest], dry_run: bool
 ) -> Iterator[None]:
     """Run a ``with`` block while the stack's networks that span hosts exist in the cluster. If the
     block fails, networks that were created for it are removed again.
@@ -129,11 +120,11 @@ def _in_cluster(
             made.append(proposed)
             if dry_run and not proposed.exists:
                 what = f"network {request.name} is not in the cluster yet, and would be made there"
-                report(WarningEvent(what, ("its VXLAN device and what it claims are not shown",)))
+                machine.caution(what, ("its VXLAN device and what it claims are not shown",))
         yield
     except BaseException:
         for proposed in made:
-            span_networks.withdraw(machine, proposed, report)
+            span_networks.withdraw(machine, proposed)
         raise
 
 
@@ -169,11 +160,7 @@ def _membership(
 
 
 def down(
-    machine: Machine,
-    path: str,
-    report: Report = silent,
-    dry_run: bool = False,
-    with_volumes: bool = False,
+    machine: Machine, path: str, dry_run: bool = False, with_volumes: bool = False
 ) -> StackDown:
     """Deactivate all services of a stack. Networks stay, and the services' addresses stay reserved.
 
@@ -182,18 +169,18 @@ def down(
     """
     store = machine.store
     if not dry_run:
-        journal.recover(machine, report)
+        journal.recover(machine)
     outline = own(store, path)
     names = members(store, outline)
     for name in names if with_volumes else ():
         volumes.check_removable(name)  # before anything is stopped
-    ended = deactivate.deactivate(machine, names, report, dry_run, needs=outline.after)
+    ended = deactivate.deactivate(machine, names, dry_run, needs=outline.after)
     if with_volumes and dry_run:
         for name in names:
             if kept := volumes.existing_names(name):
-                report(RemovingVolumes(name, tuple(kept)))
+                machine.report(RemovingVolumes(name, tuple(kept)))
     elif with_volumes:
-        deactivate.remove_volumes(machine, [(name, "") for name in names], report)
+        deactivate.remove_volumes(machine, [(name, "") for name in names])
     ended = [Done(name, True) for name in names] if dry_run else ended
     return StackDown(outline.name, tuple(ended))
 

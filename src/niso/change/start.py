@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from niso.base import report as events
 from niso.base.errors import Conflict, Error, ProcessError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.report import Event, Report, silent
+from niso.base.report import Event
 from niso.change import process_record
 from niso.plan.records import Healthcheck
 from niso.plan.specs import ProcessSpec
@@ -28,6 +28,7 @@ from niso.store.service_rows import ServiceRow
 if TYPE_CHECKING:
     from niso.change.admit import Change
     from niso.runtime.launch import Launch
+    from niso.runtime.machine import Machine
     from niso.runtime.processes import Processes
 
 
@@ -48,10 +49,9 @@ _AT_ONCE = 2 * len(os.sched_getaffinity(0))
 
 
 def run(
-    processes: Processes,
+    machine: Machine,
     changes: list[Change],
     timeout_s: float,
-    report: Report = silent,
     after: After | None = None,
     healthy: Callable[[str], object] = lambda _: None,
 ) -> None:
@@ -68,6 +68,7 @@ def run(
     the reason, and Conflict if dependencies cannot be met. After an error the caller must stop what
     was started.
     """
+    processes, report = machine.processes, machine.report
     for change in changes:
         if change.rehosts:
             report(event_of(change.row, rehosts=True))
@@ -89,18 +90,13 @@ def run(
         stops = (was.process or row.require_process()) if was is not None and restarts else None
         starts.append(_begins(row, stops, restarts, check if asked else None, timeout_s))
     _check_order(processes, starts, after)
-    _Starting(processes, starts, after, report, healthy).all()
+    _Starting(machine, starts, after, healthy).all()
 
 
-def restart(
-    processes: Processes,
-    rows: list[ServiceRow],
-    report: Report = silent,
-    after: After | None = None,
-) -> None:
+def restart(machine: Machine, rows: list[ServiceRow], after: After | None = None) -> None:
     """Restart processes of active services and wait for them. ``after`` is as for `run`."""
     starts = [_begins(row, row.require_process(), True, row.healthcheck, TIMEOUT_S) for row in rows]
-    _Starting(processes, starts, after or {}, report).all()
+    _Starting(machine, starts, after or {}).all()
 
 
 def _begins(
@@ -170,16 +166,14 @@ class _Starting:
 
     def __init__(
         self,
-        processes: Processes,
+        machine: Machine,
         starts: list[Start],
         after: After,
-        report: Report,
         healthy: Callable[[str], object] = lambda _: None,
     ) -> None:
-        self._processes = processes
+        self._processes, self._report = machine.processes, machine.report
         self._todo = starts
         self._after = after
-        self._report = report
         self._healthy = healthy
         self._names = {start.name for start in starts}
         self._reached: dict[str, str] = {}

@@ -17,7 +17,7 @@ from niso.base.errors import Error
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import netns
-from niso.base.report import Forgetting, Report, Stopping
+from niso.base.report import Forgetting, Stopping
 from niso.change.scope import all_names, concerned, in_use, with_remotes
 from niso.reconcile import host_settings
 from niso.reconcile.change import change
@@ -27,7 +27,7 @@ from niso.store.snapshots import Scope
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from niso.runtime.processes import Processes
+    pass
 
 
 Needs = Mapping[str, Iterable[str]]
@@ -39,7 +39,6 @@ _STOP_TIMEOUT_S = 10.0
 def finish(
     machine: Machine,
     services: list[str],
-    report: Report,
     ends: bool,
     keep_forwards: bool = False,
     needs: Needs | None = None,
@@ -60,30 +59,28 @@ def finish(
     rows = [row for name in services if (row := store.service(name)) is not None]
     if not rows:
         return []
-    errors = stop(machine.processes, rows, report, needs or {})
+    errors = stop(machine, rows, needs or {})
     # keep a namespace as long as the process of a service that shares it is in it
     kept = {*errors, *(row.provider for row in rows if row.name in errors)}
     rows = [row for row in rows if row.name not in kept]
     for row in rows if resets else ():
         machine.kernel.destroy_connections(netns(row.name))
-    withdraw(machine, rows, report, ends, keep_forwards, began=began)
+    withdraw(machine, rows, ends, keep_forwards, began=began)
     return list(errors.values())
 
 
-def plan_only(machine: Machine, services: list[str], report: Report) -> None:
+def plan_only(machine: Machine, services: list[str]) -> None:
     """Report the steps that `finish` would take. The caller must have niso's lock."""
     store, kernel = machine.store, machine.kernel
     rows = [row for name in services if (row := store.service(name)) is not None and row.active]
     for row in rows:
-        report(Stopping(row.name))
+        machine.report(Stopping(row.name))
     if rows:
-        with change(kernel, store, scope_of(store, rows), report, dry_run=True):
+        with change(kernel, store, scope_of(store, rows), machine.report, dry_run=True):
             deactivate_rows(machine, rows)
 
 
-def forget(
-    machine: Machine, services: list[str], report: Report, with_volumes: bool = False
-) -> None:
+def forget(machine: Machine, services: list[str], with_volumes: bool = False) -> None:
     """Delete the records, files and intents of stopped services, and optionally their volumes.
 
     Raises Error if a file cannot be deleted. Then no record is deleted, and the call can be
@@ -93,9 +90,9 @@ def forget(
 
     store, kernel = machine.store, machine.kernel
     for name in services if with_volumes else ():
-        volumes.remove_all(name, report)
+        volumes.remove_all(name, machine.report)
     for name in services:
-        report(Forgetting(name))
+        machine.report(Forgetting(name))
         package.keep_only(name, set())
         for folder in (paths.package_dir(name), paths.log_dir(name)):
             if (error := package.delete_tree(folder)) is not None:
@@ -105,7 +102,7 @@ def forget(
         scope = concerned(store, services)
         scope = scope._replace(names=tuple(sorted(all_names(store, scope))))
         scope = with_remotes(store, scope)
-        with change(kernel, store, scope, report, teardown=True):
+        with change(kernel, store, scope, machine.report, teardown=True):
             for name in services:
                 store.forget(name)
                 store.end_intent(name)
@@ -120,15 +117,13 @@ def stop_timers(machine: Machine, services: list[str]) -> None:
             units.stop_timer(name)
 
 
-def stop(
-    processes: Processes, rows: Iterable[ServiceRow], report: Report, needs: Needs
-) -> dict[str, Error]:
+def stop(machine: Machine, rows: Iterable[ServiceRow], needs: Needs) -> dict[str, Error]:
     """Stop the processes of services. Return {service: error} of failed stops.
 
     ``needs`` maps services to their dependencies. A service is stopped before its dependencies and
     its provider. Services without such an order are stopped concurrently.
     """
-    rows = list(rows)
+    processes, rows = machine.processes, list(rows)
     left = {
         row.name: spec.stop_timeout_s if (spec := row.process) else _STOP_TIMEOUT_S for row in rows
     }
@@ -150,7 +145,7 @@ def stop(
             ready = [name for name in left if not dependents[name]]
             # if none is ready and none is awaited, the rest is a cycle of dependencies: stop all
             for name in ready or ([] if asked else list(left)):
-                report(Stopping(name))
+                machine.report(Stopping(name))
                 timeout_s = left.pop(name)
                 pidfd = processes.terminate(name) if timeout_s > 0 else -1
                 asked[name] = (pidfd, time.monotonic() + (timeout_s if pidfd >= 0 else 0.0))
@@ -191,14 +186,12 @@ def end_intents(store: Store, services: Iterable[str]) -> None:
             store.end_intent(name)
 
 
-def report_to_cluster(
-    machine: Machine, services: Iterable[str], report: Report, final: bool = True
-) -> None:
+def report_to_cluster(machine: Machine, services: Iterable[str], final: bool = True) -> None:
     """Report the state of services to the cluster, if this host is in a cluster."""
     if machine.store.cluster_id():
         from niso.change import cluster_claims
 
-        cluster_claims.report_changes(machine, services, report, final)
+        cluster_claims.report_changes(machine, services, final)
 
 
 def refuse(store: Store, services: Iterable[str]) -> None:
@@ -216,7 +209,6 @@ def refuse(store: Store, services: Iterable[str]) -> None:
 def withdraw(
     machine: Machine,
     rows: Iterable[ServiceRow],
-    report: Report,
     ends: bool,
     keep_forwards: bool = False,
     forgets: bool = False,
@@ -238,7 +230,7 @@ def withdraw(
         if forgets:  # policies that name these services will match nothing
             scope = scope._replace(names=tuple(sorted({*scope.names, *all_names(store, scope)})))
             scope = with_remotes(store, scope)
-        with change(kernel, store, scope, report, teardown=True, detached=links):
+        with change(kernel, store, scope, machine.report, teardown=True, detached=links):
             deactivate_rows(machine, rows, keep_forwards)
             if began is not None:
                 own = [row for row in rows if not row.is_attachment]

@@ -13,7 +13,7 @@ from niso.base import paths
 from niso.base.errors import Error, ErrorGroup, ProcessError
 from niso.base.locks import Busy, Lock
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.base.report import Report, Undoing, WarningEvent
+from niso.base.report import Undoing
 from niso.change import process_record, stop
 from niso.change.scope import all_names, concerned, with_remotes
 from niso.change.start import until_started
@@ -39,9 +39,7 @@ undoing = False
 """Whether this process is currently undoing a failed command."""
 
 
-def undo_all(
-    machine: Machine, services: Iterable[str], cause: BaseException, report: Report
-) -> None:
+def undo_all(machine: Machine, services: Iterable[str], cause: BaseException) -> None:
     """Undo an activation that failed or was interrupted by the exception ``cause``.
 
     If the undo succeeds, returns normally, and the caller raises ``cause`` again. If the undo
@@ -58,7 +56,7 @@ def undo_all(
     try:
         final = not getattr(cause, "unknown", False)  # set by niso.cluster.engine.NoAnswer
         wait_s = None if is_failure else WAIT_S
-        left = undo(machine, in_order(store, begun), report, wait_s, final)
+        left = undo(machine, in_order(store, begun), wait_s, final)
         failures = _unstarted(machine, ran.keys() - left.keys(), ran) if is_failure else []
     except Error as error:
         left = {", ".join(intent.service for intent in begun): error}
@@ -122,11 +120,7 @@ def in_order(store: Store, intents: Iterable[Intent]) -> list[Intent]:
 
 
 def undo(
-    machine: Machine,
-    intents: list[Intent],
-    report: Report,
-    wait_s: float | None = None,
-    final: bool = True,
+    machine: Machine, intents: list[Intent], wait_s: float | None = None, final: bool = True
 ) -> dict[str, Error]:
     """Undo several activations as one change of the store and the kernel.
 
@@ -139,7 +133,7 @@ def undo(
         return {}
     store = machine.store
     for intent in intents:
-        report(Undoing(intent.service))
+        machine.report(Undoing(intent.service))
     errors: dict[str, Error] = {}
     # rows and slots of instances change together: the rows may be as before, and the slots not
     changed = [
@@ -151,22 +145,22 @@ def undo(
     for intent in intents:
         _end_job(machine, intent.service)
     try:
-        _undo_records(machine, changed, report, wait_s)
+        _undo_records(machine, changed, wait_s)
     except Busy:
         raise
     except Error as error:
         errors = {intent.service: error for intent in changed}
         for intent in changed if len(changed) > 1 else ():  # undo the possible ones separately
             try:
-                _undo_records(machine, [intent], report, wait_s)
+                _undo_records(machine, [intent], wait_s)
                 del errors[intent.service]
             except Error as other:
                 errors[intent.service] = other
     errors |= _remove_created(
-        machine, [intent for intent in intents if intent.service not in errors], report
+        machine, [intent for intent in intents if intent.service not in errors]
     )
     undone = [intent.service for intent in intents if intent.service not in errors]
-    _take_out(machine, undone, report)
+    _take_out(machine, undone)
     # order is irrelevant: a shared namespace exists even without its owner's process
     for name in undone:
         try:
@@ -183,11 +177,11 @@ def undo(
             errors[name] = error
     # last: if this process is killed before, the next command repeats the undo
     stop.end_intents(store, undone)
-    stop.report_to_cluster(machine, undone, report, final)
+    stop.report_to_cluster(machine, undone, final)
     return errors
 
 
-def _remove_created(machine: Machine, intents: list[Intent], report: Report) -> dict[str, Error]:
+def _remove_created(machine: Machine, intents: list[Intent]) -> dict[str, Error]:
     """Delete the volumes that activations have created. Return {service: error}.
 
     A new volume can be incomplete: a database that is killed while it creates its files cannot use
@@ -201,11 +195,11 @@ def _remove_created(machine: Machine, intents: list[Intent], report: Report) -> 
                 if (service, name) not in used:
                     path = os.path.join(paths.volume_dir(service), name)
                     has_files = os.path.isdir(path) and bool(os.listdir(path))
-                    volumes.remove_all(service, report, name)
+                    volumes.remove_all(service, machine.report, name)
                     if has_files:
                         what = f"{service}: the activation is undone, and the volume {name!r} that "
                         what += "it created is deleted with its files: they could be half made"
-                        report(WarningEvent(what, ()))
+                        machine.caution(what)
             except Error as error:
                 errors[intent.service] = error
     return errors
@@ -221,13 +215,16 @@ def restore_manifest(store: Store, row: ServiceRow | None) -> None:
         package.keep_manifest(row.package, spec, store.internal(spec.network.networks))
 
 
-def _take_out(machine: Machine, names: Iterable[str], report: Report) -> None:
+def _take_out(machine: Machine, names: Iterable[str]) -> None:
     """Send no new connections to instances without a process. niso health may change this later."""
     store = machine.store
     if not (dead := _without_process(machine, names)):
         return
     fronts = [one.front for name in dead if (one := store.instances.get(name)) is not None]
-    with Lock(), change(machine.kernel, store, concerned(store, fronts), report, teardown=True):
+    with (
+        Lock(),
+        change(machine.kernel, store, concerned(store, fronts), machine.report, teardown=True),
+    ):
         store.instances.set_state(_without_process(machine, dead), OUT)
 
 
@@ -267,9 +264,7 @@ def start_again(machine: Machine, name: str) -> None:
             processes.start(restored.require_process())
 
 
-def _undo_records(
-    machine: Machine, intents: list[Intent], report: Report, wait_s: float | None
-) -> None:
+def _undo_records(machine: Machine, intents: list[Intent], wait_s: float | None) -> None:
     """Restore the rows and networks of services, and stop processes that do not match the old rows.
 
     ``wait_s`` is the time in seconds to wait for niso's lock. Raises Busy or another Error. After
@@ -277,7 +272,7 @@ def _undo_records(
     """
     if not intents:
         return
-    store, kernel, processes, _ = machine
+    store, kernel, processes, *_ = machine
     shown = _end_changed(machine, intents)
     providers = (intent.before.provider for intent in intents if intent.before)
     touched = {*(intent.service for intent in intents), *(name for name in providers if name)}
@@ -288,7 +283,7 @@ def _undo_records(
         scope = concerned(store, touched, names=restored_names | all_names(store, scope))
         scope = with_remotes(store, scope)
         # if niso is killed here, the intents and their rows stay
-        with change(kernel, store, scope, report, teardown=True, detached=links) as undone:
+        with change(kernel, store, scope, machine.report, teardown=True, detached=links) as undone:
             try:
                 _doubt_slots(store, undone, (intent.service for intent in intents))
                 store.undo(intents)
@@ -331,7 +326,7 @@ def _end_changed(machine: Machine, intents: list[Intent]) -> list[ProcessSpec]:
     """Kill processes that do not match the old rows. If only the hosts file differs, the process
     continues. Returns the old ProcessSpecs of the processes that need another hosts file.
     """
-    store, _, processes, _ = machine
+    store, _, processes, *_ = machine
     shown: list[ProcessSpec] = []
     for intent in intents:
         name = intent.service

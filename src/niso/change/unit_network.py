@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 from niso.base import names, paths
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
-from niso.base.report import Report, WarningEvent, silent
 from niso.change import attach as change_attach
 from niso.change.attach import Attachment, Request, current
 from niso.runtime import units as systemd
@@ -88,9 +87,7 @@ def _drop_in_text(attachment: str, state_id: str) -> str:
     return "\n".join(lines)
 
 
-def attach(
-    machine: Machine, request: Request, unit: str, words: Sequence[str], report: Report = silent
-) -> Attachment:
+def attach(machine: Machine, request: Request, unit: str, words: Sequence[str]) -> Attachment:
     """Attach a new namespace, in which the systemd unit ``unit`` runs from its next start on.
 
     ``words`` are the arguments of niso for the same attachment without a unit. Raises Error without
@@ -109,18 +106,18 @@ def attach(
     systemd.refuse_foreign(units, wanted, _MARK + store.state_id())
     _refuse_other(name, unit, texts[_file(name)], texts[drop_in(unit)])
     before = current(store, name)
-    done = change_attach.attach(machine, request, report)
+    done = change_attach.attach(machine, request)
     try:
         # the drop-in last: systemd stops a unit that is bound to an inactive unit
         for path, text in wanted.items():
-            systemd.put(units, {path: text}, report)
+            systemd.put(units, {path: text}, machine.report)
             if not path.endswith(".conf"):
                 units.start_unit(os.path.basename(path))
     except BaseException:
-        _undo(machine, name, before, texts, report)
+        _undo(machine, name, before, texts)
         raise
     if wanted[drop_in(unit)] != texts[drop_in(unit)] and units.is_active(unit):
-        report(WarningEvent(f"{unit} is in this network only from its next start on"))
+        machine.caution(f"{unit} is in this network only from its next start on")
     return done._replace(changed=done.changed or wanted != texts)
 
 
@@ -138,11 +135,7 @@ def _refuse_other(name: str, unit: str, network: str | None, dropped: str | None
 
 
 def _undo(
-    machine: Machine,
-    name: str,
-    before: Request | None,
-    texts: dict[str, str | None],
-    report: Report,
+    machine: Machine, name: str, before: Request | None, texts: dict[str, str | None]
 ) -> None:
     units = machine.processes.units
     try:
@@ -154,9 +147,9 @@ def _undo(
         units.reload()
     finally:
         if before is None:
-            change_attach.detach(machine, name, report=report)
+            change_attach.detach(machine, name)
         else:
-            change_attach.attach(machine, before, report)
+            change_attach.attach(machine, before)
 
 
 def unit_of(machine: Machine, attachment: str) -> str | None:
@@ -169,7 +162,7 @@ def unit_of(machine: Machine, attachment: str) -> str | None:
     return of[1] if of is not None else None
 
 
-def detach(machine: Machine, name: str, unit: str, report: Report = silent) -> None:
+def detach(machine: Machine, name: str, unit: str) -> None:
     """Take the systemd unit ``unit`` off its network.
 
     Deletes the unit niso-net@NAME.service, and the drop-in that puts ``unit`` into the namespace.
@@ -180,11 +173,9 @@ def detach(machine: Machine, name: str, unit: str, report: Report = silent) -> N
     if _binds(units.read(drop_in(unit)) or "", name):
         own = systemd.ours(units, [drop_in(unit)], _MARK + machine.store.state_id())
         # afterwards the unit is no longer bound to the network's unit, so it keeps running
-        systemd.drop(units, own, report)
+        systemd.drop(units, own, machine.report)
     if units.is_active(unit):
-        report(
-            WarningEvent(f"{unit} has no network now, and that of the host from its next start on")
-        )
+        machine.caution(f"{unit} has no network now, and that of the host from its next start on")
     units.stop_unit(network_unit(name))
-    change_attach.detach(machine, name, unit, report)
-    systemd.drop(units, [_file(name)], report)
+    change_attach.detach(machine, name, unit)
+    systemd.drop(units, [_file(name)], machine.report)

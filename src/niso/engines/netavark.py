@@ -27,7 +27,6 @@ from niso.base.errors import Conflict, Error, InvalidInput
 from niso.base.named_tuples import Any
 from niso.base.names import MAC_PREFIX, bridge, family_of, prefix
 from niso.base.native import from_json, signal
-from niso.base.report import Report, WarningEvent, silent
 from niso.change import attach, networks
 from niso.change.attach import AttachmentNetwork, Request
 from niso.engines import plugin
@@ -88,7 +87,7 @@ def _create(machine: Machine, given: dict[str, Any]) -> dict[str, Any]:
         raise InvalidInput("--dns: a network of niso cannot be created with it", hint)
     lock = _locked()
     try:
-        _drop(machine, name, silent)
+        _drop(machine, name)
         network = _ensured(machine, given)
     finally:
         os.close(lock)
@@ -181,7 +180,7 @@ def _locked() -> int:
     return lock
 
 
-def drop_networks(machine: Machine, report: Report = silent) -> None:
+def drop_networks(machine: Machine) -> None:
     """Remove networks that Podman no longer has, unless a service is on them. Raises OSError.
     Podman does not call its plugin when it removes a network, but deletes the network's file.
     """
@@ -189,12 +188,12 @@ def drop_networks(machine: Machine, report: Report = silent) -> None:
         return
     lock = _locked()
     try:
-        _drop(machine, "", report)
+        _drop(machine, "")
     finally:
         os.close(lock)
 
 
-def _drop(machine: Machine, wanted: str, report: Report) -> None:
+def _drop(machine: Machine, wanted: str) -> None:
     """Remove networks as `drop_networks` does, for a caller that has the lock of `_locked`. Podman
     writes the file of a new network after its call to niso. A new network without a file is
     therefore not removed, except the network ``wanted``, which Podman is about to create again.
@@ -223,10 +222,10 @@ def _drop(machine: Machine, wanted: str, report: Report) -> None:
         try:
             networks.remove(machine, [name])
         except Error as error:
-            report(WarningEvent(f"network {name!r}, which Podman has removed, is left: {error}"))
+            machine.caution(f"network {name!r}, which Podman has removed, is left: {error}")
             continue
         files.remove(path)
-        report(WarningEvent(f"network {name!r} is removed, as Podman has removed it"))
+        machine.caution(f"network {name!r} is removed, as Podman has removed it")
 
 
 def _network_folder() -> str:
@@ -276,7 +275,7 @@ def _network_name(given: Mapping[str, Any]) -> str:
 def _setup(machine: Machine, space: str, given: Mapping[str, Any]) -> dict[str, Any]:
     lock = _locked()
     try:
-        _drop(machine, "", silent)
+        _drop(machine, "")
         network = _ensured(machine, given["network"])
     finally:
         os.close(lock)

@@ -20,7 +20,6 @@ from urllib.parse import quote
 
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput
 from niso.base.named_tuples import Any
-from niso.base.report import Report, silent
 from niso.change import attach
 from niso.change.attach import POD_POLICY, Request
 from niso.engines import api_server, network_policies
@@ -344,7 +343,7 @@ def unit_texts(config: str, state_id: str) -> dict[str, str]:
     return {os.path.join(UNITS, name): "\n".join(lines) for name, lines in files.items()}
 
 
-def enable(machine: Machine, config: str, report: Report = silent) -> bool:
+def enable(machine: Machine, config: str) -> bool:
     """Write and start the agent's systemd unit. Return whether the unit changed. Raises Error."""
     config = os.path.abspath(config)
     ApiServer(api_server.read(config))
@@ -355,18 +354,18 @@ def enable(machine: Machine, config: str, report: Report = silent) -> bool:
         )
     texts = unit_texts(config, state_id)
     systemd.refuse_foreign(units, texts, _MARK + state_id)
-    changed = systemd.put(units, texts, report)
+    changed = systemd.put(units, texts, machine.report)
     if changed:
         units.stop_unit(UNIT)
     units.start_unit(UNIT)
     return bool(changed)
 
 
-def disable(machine: Machine, report: Report = silent) -> bool:
+def disable(machine: Machine) -> bool:
     """Stop and remove the agent's systemd unit. Return False if this state folder has none."""
     units = machine.processes.units
     own = systemd.ours(units, unit_texts("", ""), _MARK + machine.store.state_id())
     if own and units.booted():
         units.stop_unit(UNIT)
-    systemd.drop(units, own, report)
+    systemd.drop(units, own, machine.report)
     return bool(own)

@@ -95,7 +95,7 @@ class Session:
         """Return the `Machine` (store, kernel, processes and cluster) that commands act on."""
         from niso.runtime.machine import Machine
 
-        return Machine(self.store(create), self.kernel(), self.processes(), joined)
+        return Machine(self.store(create), self.kernel(), self.processes(), joined, self.report)
 
     def machine_for_change(self, create: bool = False) -> Machine:
         """Return the `Machine` for a call that takes locks. Each wait for a lock is reported."""
