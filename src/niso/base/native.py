@@ -6,10 +6,13 @@ of a CNI ADD (docs/design/performance.md). niso needs only the C modules that th
 modules have the same functions, classes and exceptions, but their constants are plain integers, and
 a socket is no context manager (use ``contextlib.closing``). If a Python lacks one of the C modules,
 the public module is used.
+
+`call_libc` calls functions of the C library that Python does not have.
 """
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
 from niso.base.named_tuples import TYPE_CHECKING, Any
@@ -37,7 +40,7 @@ else:
     except ImportError:
         from weakref import ref
 
-__all__ = ["from_json", "ref", "sha256", "signal", "socket", "to_json"]
+__all__ = ["call_libc", "from_json", "ref", "sha256", "signal", "socket", "to_json"]
 
 _BLANKS = " \t\n\r"
 _decoder: Any = SimpleNamespace(  # the attributes of json.JSONDecoder
@@ -89,6 +92,34 @@ def to_json(value: object, compact: bool = False) -> str:
         return str(escape(value))
     encode = _c.make_encoder({}, _refuse, escape, None, colon, comma, False, False, True)
     return "".join(encode(value, 0))
+
+
+_libc: Any = None  # ctypes.CDLL: opening it takes longer than a mount
+
+
+def call_libc(function: str, *arguments: object, path: str = "") -> int:
+    """Call a function of the C library, and return its result.
+
+    A str is passed as the bytes of a file name. A negative result raises OSError, with the file
+    name ``path``.
+    """
+    global _libc
+    import ctypes  # few commands need it
+
+    _libc = _libc or ctypes.CDLL(None, use_errno=True)
+    words = (
+        os.fsencode(value)
+        if isinstance(value, str)
+        else ctypes.c_long(value)
+        if isinstance(value, int)
+        else value
+        for value in arguments
+    )
+    result = int(getattr(_libc, function)(*words))
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path or None)
+    return result
 
 
 def _refuse(value: object) -> None:

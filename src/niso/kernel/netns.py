@@ -24,9 +24,9 @@ from fcntl import ioctl
 
 from niso.base import paths, signals
 from niso.base.errors import KernelError
-from niso.base.named_tuples import TYPE_CHECKING, Any, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import is_marked
-from niso.base.native import socket
+from niso.base.native import call_libc, socket
 from niso.kernel.link_records import IFF_UP, IFLA_IFNAME
 from niso.kernel.netlink import Message, refused, refusing, text, u32
 from niso.kernel.rtnetlink import IFLA_NET_NS_FD, NEWLINK, Rtnl, ifinfo
@@ -430,7 +430,7 @@ def bind(source: str, path: str) -> None:
 
 
 def unmount(path: str) -> None:
-    _call("umount2", path.encode(), _MNT_DETACH, path=path)
+    call_libc("umount2", path, _MNT_DETACH, path=path)
 
 
 def share() -> None:
@@ -477,19 +477,7 @@ def _peer_group(process: str) -> str | None:
 
 
 def _mount(source: str, target: str, flags: int) -> None:
-    _call("mount", source.encode(), target.encode(), b"none", flags, None, path=target)
-
-
-_libc: Any = None  # ctypes.CDLL: opening it takes longer than a mount
-
-
-def _call(function: str, *arguments: object, path: str) -> None:
-    global _libc
-    import ctypes  # `is_hidden` does not need it
-
-    _libc = _libc or ctypes.CDLL(None, use_errno=True)
-    if getattr(_libc, function)(*arguments):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
+    call_libc("mount", source, target, "none", flags, None, path=target)
 
 
 # --- inspect foreign namespaces -------------------------------------------------------------------

@@ -16,12 +16,13 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from struct import pack, unpack_from
 from types import ModuleType
 
 from niso.base import paths, signals
 from niso.base.errors import KernelError
-from niso.base.native import socket
+from niso.base.native import call_libc, socket
 from niso.kernel.netlink import refused, refusing
 from niso.kernel.policy_rules import CHECKED
 
@@ -138,20 +139,19 @@ def _own_sys() -> int:
         has_few = True
     if has_few:
         return os.open(_SYS, _FOLDER)
-    read_only = os.statvfs(f"{_SYS}/net").f_flag & os.ST_RDONLY
-    libc = _ctypes().CDLL(None, use_errno=True)
-    context = -1 if read_only else libc.syscall(_FSOPEN, b"proc", 1)
-    if context >= 0:
+    if os.statvfs(f"{_SYS}/net").f_flag & os.ST_RDONLY:
+        return os.open(_SYS, _FOLDER)
+    with suppress(OSError):
+        context = call_libc("syscall", _FSOPEN, "proc", 1)
         try:
-            libc.syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
-            mount = libc.syscall(_FSMOUNT, context, 1, 0)
+            call_libc("syscall", _FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+            mount = call_libc("syscall", _FSMOUNT, context, 1, 0)
         finally:
             os.close(context)
-        if mount >= 0:
-            try:
-                return os.open("sys", _FOLDER, dir_fd=mount)
-            finally:
-                os.close(mount)
+        try:
+            return os.open("sys", _FOLDER, dir_fd=mount)
+        finally:
+            os.close(mount)
     return os.open(_SYS, _FOLDER)
 
 
@@ -407,10 +407,6 @@ def filter_bridge(link: str, internal: bool) -> None:
 
 def _bpf(command: int, attributes: bytes) -> tuple[int, bytes]:
     """Call bpf(2). Return (its result, attributes as changed by the kernel). Raises OSError."""
-    ctypes = _ctypes()
-    buffer = ctypes.create_string_buffer(attributes, len(attributes))
-    libc = ctypes.CDLL(None, use_errno=True)
-    result = libc.syscall(_BPF[os.uname().machine], command, buffer, len(attributes))
-    if result < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return result, buffer.raw
+    buffer = _ctypes().create_string_buffer(attributes, len(attributes))
+    number = _BPF[os.uname().machine]
+    return call_libc("syscall", number, command, buffer, len(attributes)), buffer.raw

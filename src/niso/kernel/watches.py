@@ -8,7 +8,6 @@ needs.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import select
@@ -18,6 +17,7 @@ from collections.abc import Iterable
 from niso.base import paths
 from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.native import call_libc
 from niso.kernel import netlink
 from niso.kernel.netlink import attributes, parse_reply, refused, refusing, string
 
@@ -109,14 +109,13 @@ class Folders:
     """A watcher of the files in some folders, through inotify(7). Methods raise KernelError."""
 
     def __init__(self) -> None:
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._fd: int = self._libc.inotify_init1(_NONBLOCK_CLOEXEC)
-        if self._fd < 0:
-            number = ctypes.get_errno()
-            error = refused("watch files", number)
-            if number == errno.EMFILE:
+        try:
+            self._fd = call_libc("inotify_init1", _NONBLOCK_CLOEXEC)
+        except OSError as caught:
+            error = refused("watch files", caught.errno or 0)
+            if caught.errno == errno.EMFILE:
                 error.hint = "raise it: sysctl fs.inotify.max_user_instances"
-            raise error
+            raise error from None
 
     def close(self) -> None:
         os.close(self._fd)
@@ -132,10 +131,11 @@ class Folders:
                 folder = os.path.dirname(folder)
 
     def _add(self, folder: str) -> int:
-        path = os.fsencode(folder)
-        if self._libc.inotify_add_watch(self._fd, path, _MASK | _ONLYDIR) >= 0:
+        try:
+            call_libc("inotify_add_watch", self._fd, folder, _MASK | _ONLYDIR)
             return 0
-        number = ctypes.get_errno()
+        except OSError as caught:
+            number = caught.errno or 0
         if number in (errno.ENOENT, errno.ENOTDIR):
             return number
         error = refused(f"watch {folder}", number)

@@ -23,7 +23,6 @@ connection to the outside.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import stat
@@ -37,8 +36,9 @@ from pathlib import Path
 from niso.base import paths
 from niso.base.errors import KernelError
 from niso.base.named_tuples import NamedTuple
+from niso.base.native import call_libc
 from niso.kernel import link_records, netns
-from niso.kernel.netlink import refused
+from niso.kernel.netlink import refused, refusing
 from niso.kernel.rtnetlink import Rtnl
 from niso.lab import user_namespace
 from niso.runtime import cgroups
@@ -61,8 +61,6 @@ _SHM, _QUEUES = "/dev/shm", "/dev/mqueue"  # noqa: S108
 _PROGRAMS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _OWN = ("/proc", "/sys", "/dev", _STATE, *_VOLATILE)
 """Paths of the root that the lab's overlay leaves out."""
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def build_mounts(
@@ -254,9 +252,10 @@ def _leave_chroot() -> None:
 def _enter(root: str) -> None:
     """Make a mount point the root of this mount namespace, and unmount the old root."""
     os.chdir(root)
-    if _libc.pivot_root(b".", b"."):
-        raise refused("pivot_root", ctypes.get_errno())
-    _libc.umount2(b".", _DETACH)
+    with refusing("pivot_root"):
+        call_libc("pivot_root", ".", ".")
+    with suppress(OSError):
+        call_libc("umount2", ".", _DETACH)
     os.chdir("/")
 
 
@@ -395,12 +394,13 @@ def _is_own(path: str) -> bool:
 
 
 def _mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
-    names = (os.fsencode(source), os.fsencode(target), kind.encode())
-    if _libc.mount(*names, flags, os.fsencode(options)):
-        error = refused(f"mount {kind or source} on {target}", ctypes.get_errno())
+    try:
+        call_libc("mount", source, target, kind, flags, options)
+    except OSError as caught:
+        error = refused(f"mount {kind or source} on {target}", caught.errno or 0)
         if paths.in_user_namespace():
             error.hint = user_namespace.why_no_mount(kind, error.errno)
-        raise error
+        raise error from None
 
 
 # --- cgroups --------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ the next lab cleans up. If the caller or the supervisor dies, the kernel kills P
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
@@ -24,8 +23,9 @@ from typing import NamedTuple, NoReturn
 
 from niso.base import paths
 from niso.base.errors import Error, UsageError
+from niso.base.native import call_libc
 from niso.kernel import proc_sys
-from niso.kernel.netlink import refused
+from niso.kernel.netlink import refused, refusing
 from niso.lab import lab_host, user_namespace
 
 HOSTNAME = "niso-lab"
@@ -48,8 +48,6 @@ _NO_BRIDGE_NETFILTER = (
     "without the kernel module br_netfilter, services of one network get no reply from each "
     "other's published ports ('sudo niso lab -- true' loads it)"
 )
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Terminal:
@@ -196,8 +194,8 @@ def _status(status: int) -> int:
 
 
 def _die_with_parent(number: int) -> None:
-    if _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0):
-        raise refused("follow the parent's death", ctypes.get_errno())
+    with refusing("follow the parent's death"):
+        call_libc("prctl", _PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def _supervise(lab: _Lab, caller: int, failure: int) -> int:
@@ -242,7 +240,8 @@ def _run_init(lab: _Lab, supervisor: int) -> int:
         if not os.path.isdir(f"/proc/sys/{proc_sys.BRIDGE_NETFILTER}"):
             os.write(2, f"niso: {_NO_BRIDGE_NETFILTER}\n".encode())
     for capability in _DROPPED:  # also for programs that the command executes (capabilities(7))
-        _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+        with suppress(OSError):
+            call_libc("prctl", _PR_CAPBSET_DROP, capability, 0, 0, 0)
     environment = _environment()
     child = os.fork()
     if child == 0:

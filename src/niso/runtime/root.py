@@ -33,7 +33,7 @@ from functools import cache
 from niso.base import files, paths
 from niso.base.errors import InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.base.native import sha256
+from niso.base.native import call_libc, sha256
 from niso.plan.specs import ProcessSpec
 from niso.runtime import entrypoint, status
 from niso.runtime.crun import APP, names_in
@@ -41,7 +41,6 @@ from niso.runtime.entrypoint import TOP_LINKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from ctypes import CDLL
     from typing import Any
 
 
@@ -504,18 +503,17 @@ def mount(
     source: str | None, target: str, kind: str | None, flags: int, data: str | None = None
 ) -> None:
     """Call mount(2). An OSError has the target as its file name."""
-    texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
-    _call("mount", *texts[:3], flags, texts[3], name=target)
+    call_libc("mount", source, target, kind, flags, data, path=target)
 
 
 def unmount(target: bytes, flags: int) -> None:
     """Call umount2(2). Raises OSError."""
-    _call("umount2", target, flags)
+    call_libc("umount2", target, flags)
 
 
 def syncfs(fd: int) -> None:
     """Flush the file system of an open file to its disk (syncfs(2)). Raises OSError."""
-    _call("syncfs", fd)
+    call_libc("syncfs", fd)
 
 
 def open_place(path: str, resolve: int, folder: int = AT_FDCWD, flags: int = 0) -> int:
@@ -523,51 +521,29 @@ def open_place(path: str, resolve: int, folder: int = AT_FDCWD, flags: int = 0) 
     return the descriptor.
     """
     how = _open_how.pack(os.O_PATH | os.O_CLOEXEC | flags, 0, resolve)
-    return _call("syscall", _OPENAT2, folder, os.fsencode(path), how, len(how), name=path)
+    return call_libc("syscall", _OPENAT2, folder, path, how, len(how), path=path)
 
 
 def clone_mount(fd: int, path: str = "", recursive: bool = False) -> int:
     """Return a new detached bind mount of ``path`` below ``fd``, by default of ``fd`` itself."""
     flags = _CLONE | _CLOEXEC | (_RECURSIVE if recursive else 0)
     flags |= 0 if path else _AT_EMPTY_PATH
-    return _call("syscall", _OPEN_TREE, fd, os.fsencode(path), flags, name=path)
+    return call_libc("syscall", _OPEN_TREE, fd, path, flags, path=path)
 
 
 def set_attributes(tree: int, attributes: int, recursive: bool = False) -> None:
     """Set MOUNT_ATTR_* flags of a detached mount (mount_setattr(2))."""
     attr = _mount_attr.pack(attributes, 0, 0, 0)
     flags = _AT_EMPTY_PATH | (_RECURSIVE if recursive else 0)
-    _call("syscall", _MOUNT_SETATTR, tree, b"", flags, attr, len(attr))
+    call_libc("syscall", _MOUNT_SETATTR, tree, b"", flags, attr, len(attr))
 
 
 def attach(tree: int, target: str, folder: int = AT_FDCWD) -> None:
     """Attach a detached mount at a path below the folder ``folder`` (move_mount(2))."""
-    where = (folder, os.fsencode(target))
-    _call("syscall", _MOVE_MOUNT, tree, b"", *where, _FROM_EMPTY_PATH, name=target)
+    call_libc("syscall", _MOVE_MOUNT, tree, b"", folder, target, _FROM_EMPTY_PATH, path=target)
 
 
 def attach_beneath(tree: int, target: int) -> None:
     """Attach a detached mount beneath an existing mount. Needs Linux 6.5."""
     flags = _FROM_EMPTY_PATH | _TO_EMPTY_PATH | _BENEATH
-    _call("syscall", _MOVE_MOUNT, tree, b"", target, b"", flags)
-
-
-@cache
-def _libc() -> CDLL:
-    import ctypes
-
-    return ctypes.CDLL(None, use_errno=True)
-
-
-def _call(function: str, *arguments: int | bytes | None, name: str = "") -> int:
-    """Call a function of the C library. A negative result raises OSError. ``name`` becomes the file
-    name of the error.
-    """
-    import ctypes
-
-    words = (ctypes.c_long(value) if isinstance(value, int) else value for value in arguments)
-    result = int(getattr(_libc(), function)(*words))
-    if result < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error), name or None)
-    return result
+    call_libc("syscall", _MOVE_MOUNT, tree, b"", target, b"", flags)

@@ -22,6 +22,7 @@ from hmac import compare_digest
 
 from niso.base.errors import missing_library
 from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.native import call_libc
 
 if TYPE_CHECKING:
     import socket
@@ -391,8 +392,6 @@ _CAPBSET_READ, _CAPBSET_DROP, _SET_DUMPABLE = 23, 24, 4  # linux/prctl.h
 _SET_NO_NEW_PRIVS, _CAP_AMBIENT, _CLEAR_ALL = 38, 47, 4
 _CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
 
 def confine() -> None:
     """Give up access to files and the network, and root's user, groups and capabilities.
@@ -415,7 +414,7 @@ def confine() -> None:
     ):
         resource.setrlimit(kind, (most, most))
     capability = 0
-    while _libc.prctl(_CAPBSET_READ, capability, 0, 0, 0) >= 0:
+    while _is_known(capability):
         _prctl(_CAPBSET_DROP, capability)
         capability += 1
     os.setgroups([])
@@ -423,14 +422,18 @@ def confine() -> None:
     os.setresuid(NOBODY, NOBODY, NOBODY)
     _prctl(_CAP_AMBIENT, _CLEAR_ALL)
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    if _libc.capset(header, (ctypes.c_uint32 * 6)()):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    call_libc("capset", header, (ctypes.c_uint32 * 6)())
     _prctl(_SET_NO_NEW_PRIVS, 1)
     # no other process of this user may trace it
     _prctl(_SET_DUMPABLE, 0)
 
 
+def _is_known(capability: int) -> bool:
+    try:
+        return call_libc("prctl", _CAPBSET_READ, capability, 0, 0, 0) >= 0
+    except OSError:
+        return False
+
+
 def _prctl(option: int, value: int) -> None:
-    if _libc.prctl(option, value, 0, 0, 0):
-        number = ctypes.get_errno()
-        raise OSError(number, f"prctl {option}: {os.strerror(number)}")
+    call_libc("prctl", option, value, 0, 0, 0, path=f"prctl {option}")
