@@ -16,7 +16,7 @@ import pytest
 from conftest import TESTS
 from samples import samples
 
-SECONDS = samples(18, 1200)
+SECONDS = samples(10, 1200)
 SHARE = samples(8, 100)
 """Percent of a processor for each host: in each run of the tests, others need it meanwhile."""
 

@@ -333,7 +333,7 @@ def test_a_service_address_is_reached_from_other_hosts_and_deploys_lose_nothing(
     one.agents["c"].send_signal(signal.SIGCONT)
     assert deploy.wait(60) == 0
     assert asked_from(one, "c", "cli", vip, 5) == {"v2": 5}
-    load = Load(c, "niso-cli", vip, 80, "/0")
+    load = Load(c, "niso-cli", vip, 80, "/0.1")
     third = web(one, "b", "v3", network=rules, service={"restart": "no"})
     one.niso("b", "activate", third)
     seen, errors = load.failed()
@@ -401,12 +401,12 @@ def test_a_service_on_two_hosts_is_one_service_address_with_instances_of_both(
             one.wait(name, lambda name=name: len(led_to(one, name, vip)) == instances, "slots")
 
     def loads() -> dict[str, Load]:
-        return {name: Load(labs[name], f"niso-cli-{name}", vip, 80, "/0.05") for name in "bc"}
+        return {name: Load(labs[name], f"niso-cli-{name}", vip, 80, "/0.15") for name in "bc"}
 
     vip = activate("b", "b1")
     all_see(2)
     # c joins, b deploys, c deploys: no request fails, and ports lead to the instances of their host
-    asking = loads() | {"port": Load(labs["b"], "client", "192.0.2.1", 8080, "/0.05")}
+    asking = loads() | {"port": Load(labs["b"], "client", "192.0.2.1", 8080, "/0.15")}
     assert activate("c", "c1") == vip
     all_see(4)
     one.check("b", "c")

@@ -310,6 +310,7 @@ def test_claims_are_unique_while_members_are_killed(tmp_path) -> None:
                             unknown.append(name)
                         continue
                     won.append((name, claim.networks["backend"][0], claim.mark))
+                    time.sleep(0.1)
 
         workers = [threading.Thread(target=work, args=(number,)) for number in range(6)]
         for worker in workers:
