@@ -10,15 +10,6 @@ from conftest import Lab
 from services import environment_of, idle, on, package, pid_of, ps, refused
 
 
-def test_dry_run_on_a_fresh_host_makes_not_even_a_store(lab: Lab) -> None:
-    folder = idle(lab, "api")
-    before = snapshots.take(lab)
-    assert "ip netns add niso-api" in lab.niso("activate", "--dry-run", folder).stdout
-    lab.niso("net", "create", "--dry-run", "backend")
-    after = snapshots.take(lab)
-    assert snapshots.differences(before, after) == []
-
-
 def test_several_services_are_activated_all_or_none(lab: Lab) -> None:
     lab.niso("activate", idle(lab, "old", environment={"LEVEL": "info"}))
     pid = pid_of(lab, "old")
@@ -43,7 +34,6 @@ def test_several_services_are_activated_all_or_none(lab: Lab) -> None:
 
 
 def test_program_that_cannot_run_leaves_nothing(lab: Lab) -> None:
-    """Nor is a bridge or a namespace of another program taken for niso's."""
     new = on("new", ports=["8080:80"])
     lab.niso("activate", idle(lab, "base"))
 
@@ -51,7 +41,6 @@ def test_program_that_cannot_run_leaves_nothing(lab: Lab) -> None:
         return package(lab, "api", "bin/run", files={"bin/run": text}, network=new)
 
     def fails(folder: str, *words: str) -> None:
-        before = snapshots.take(lab)
         done = lab.niso("activate", "--json", folder, check=False)
         error = json.loads(done.stderr.splitlines()[0])["error"]
         assert (done.returncode, done.stdout, {*error}) == (1, "", {"message", "hint", "key"})
@@ -59,22 +48,21 @@ def test_program_that_cannot_run_leaves_nothing(lab: Lab) -> None:
         assert snapshots.differences(before, snapshots.take(lab)) == []
 
     dies = package(lab, "api", "sh", "-c", "echo last words >&2; exit 3", network=new)
+    before = snapshots.take(lab)
     fails(dies, "api: its process ended at once (exit status 3)", "last words")
     fails(written("#!/no/such/interpreter\n"), "/no/such/interpreter")
     fails(written("not a program\n"), "bin/run")
-    lab.run("ip", "link", "add", "niso-new", "type", "bridge")
-    fails(idle(lab, "api", network=new), "link 'niso-new'", "does not belong to this niso")
-    lab.run("ip", "netns", "add", "niso-api")
-    fails(idle(lab, "api"), "network namespace 'niso-api'", "does not belong to this niso")
 
 
-def test_second_state_folder_in_one_network_namespace_is_refused(lab: Lab) -> None:
-    lab.niso("activate", idle(lab, "api"))
+def test_dry_run_makes_not_even_a_store_and_a_second_state_folder_is_refused(lab: Lab) -> None:
+    folder = idle(lab, "api")
     before = snapshots.take(lab)
-    other: dict[str, str | None] = {
-        "NISO_STATE_DIR": "/tmp/other",
-        "NISO_RUN_DIR": "/tmp/other-run",
-    }
+    assert "ip netns add niso-api" in lab.niso("activate", "--dry-run", folder).stdout
+    lab.niso("net", "create", "--dry-run", "backend")
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+    lab.niso("activate", folder)
+    before = snapshots.take(lab)
+    other = {"NISO_STATE_DIR": "/tmp/other", "NISO_RUN_DIR": "/tmp/other-run"}
     said = refused(lab, "activate", idle(lab, "second"), env=other)
     assert "/tmp/other/state.db is missing" in said and "of the niso state folder with id" in said
     assert snapshots.differences(before, snapshots.take(lab)) == []

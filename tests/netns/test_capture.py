@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ def test_packets_of_a_service_with_names(lab: Lab, tmp_path: Path) -> None:
         while running.poll() is None:
             ask(lab, db, 80, "niso-more")
             answer(lab, db, 80, "niso-api")
+            time.sleep(0.02)
         assert running.stdout is not None
         assert running.wait(10) == 0, running.communicate()
         return running.stdout.read()

@@ -384,7 +384,7 @@ def test_pods_of_containerds_cri_as_the_kubelet_runs_them(lab: Lab) -> None:
 
 def test_many_containers_come_and_go_at_once(niso: Plugin) -> None:
     """Beside a service that is activated meanwhile, and with a DEL while the ADD of the same container runs."""
-    lab, many = niso.lab, range(8)
+    lab, many = niso.lab, range(6)
     text = json.dumps({"cniVersion": "1.0.0", **CONFIG})
     lab.write("/tmp/conf", text)
     lab.run("sh", "-ec", f"for i in $(seq 0 {len(many)}); do ip netns add r$i; done")
