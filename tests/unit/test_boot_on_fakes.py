@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from fake_world import Steps, World
@@ -88,12 +86,12 @@ def test_activate_warns_if_a_firewall_would_flush_the_rules(world: World) -> Non
         world.package("api", network=WEB), world.package("idle", network={"mode": "none"})
     )
     units, said = world.processes.units, list[tuple[object, ...]]()
-    session: Any = SimpleNamespace(caution=lambda *words: said.append(words))
+    machine = world.machine._replace(report=said.append)
 
     def warned(*names: str) -> bool:
         said.clear()
-        warnings._warn_of_flush(session, world.machine, [*names])
-        return said == [(boot.UNGUARDED, (boot.GUARD,))]
+        warnings._warn_of_flush(machine, [*names])
+        return said == [WarningEvent(boot.UNGUARDED, (boot.GUARD,))]
 
     assert not warned("api")
     units.files[warnings._ENABLED] = "[Unit]\n"

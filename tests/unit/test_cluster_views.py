@@ -113,7 +113,7 @@ def test_ports_of_all_hosts_are_listed_where_they_are_open(shown: Shown) -> None
     address = held.networks["backend"]
 
     def ports() -> list[tuple[str, ...]]:
-        return [tuple(line) for line in other_hosts.ports(shown.session, world.machine)]
+        return [tuple(line) for line in other_hosts.ports(shown.session)]
 
     own = [
         ("log", "b", "127.0.0.1:9000-9001", "90-91", "udp"),
@@ -124,7 +124,7 @@ def test_ports_of_all_hosts_are_listed_where_they_are_open(shown: Shown) -> None
         ("tail", "c", "[2001:db8::1]:8081", "81", "tcp"),
         ("web", "c", "8080", "80", "tcp"),
     ]
-    lines = {line.service: line for line in other_hosts.lines(shown.session, world.machine)}
+    lines = {line.service: line for line in other_hosts.lines(shown.session)}
     assert lines["tail"] == ("tail", "c", "up", address, ("[2001:db8::1]:8081:81",))
     assert shown.said == []
     assert claims.publish("web", held.mark, False) and ports() == own

@@ -12,7 +12,6 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import AskingCluster, Finished
 from niso.look.session import (
     ApiPart,
-    Session,
     moment,
     open_session,
     path,
@@ -437,12 +436,11 @@ class Host(ApiPart):
             *check.listening_warnings(machine, name),
             *check.surroundings_warnings(machine, name),
             *check.policy_warnings(machine, name),
+            *services.name_warnings(machine.store, name),
         ):
             session.caution(line, (hint,))
-        if machine.store.names_outside():
-            services.warn(session, name)
         if machine.store.cluster_id():
-            findings += _of_cluster(session, machine, name)
+            findings += _of_cluster(machine, name)
         return tuple(findings)
 
     def repair(self, *, dry_run: bool = False, kernel: bool = False) -> Repaired:
@@ -467,7 +465,7 @@ class Host(ApiPart):
         steps += sum(one.changed for one in self.attachments.apply_policies())
         self.session.report(Finished())
         if steps:
-            boot.hand_over_started(self.session, machine, machine.store.active_services())
+            boot.hand_over_started(machine, machine.store.active_services())
         return Repaired(steps)
 
     def guard_firewalls(self, on: bool = True) -> tuple[niso.Marked, ...]:
@@ -500,17 +498,17 @@ class Host(ApiPart):
         return Swept(removed)
 
 
-def _of_cluster(session: Session, machine: Machine, name: str | None) -> list[Finding]:
+def _of_cluster(machine: Machine, name: str | None) -> list[Finding]:
     from niso.change import cluster_check
     from niso.cluster import config
 
     own = config.load()
     if own is None or not cluster_check.concerned(machine, name):
         return []
-    session.report(AskingCluster())
+    machine.report(AskingCluster())
     findings, warnings = cluster_check.check(machine, own, name)
     for line, hint in warnings:
-        session.caution(line, (hint,))
+        machine.caution(line, (hint,))
     return findings
 
 

@@ -75,7 +75,7 @@ class Attachments(ApiPart):
             done = unit_network.attach(machine, wanted, given.unit, _words(given))
         else:
             done = attach.attach(machine, wanted)
-        warnings.attached(self.session, machine, [done])
+        warnings.attached(machine, [done])
         return done
 
     def detach(self, *names: str, id: str | None = None) -> tuple[Changed, ...]:
@@ -96,7 +96,7 @@ class Attachments(ApiPart):
         """
         machine = self.session.machine_for_change()
         done = attach.apply_policies(machine)
-        warnings.attached(self.session, machine, done)
+        warnings.attached(machine, done)
         return tuple(Changed(one.service, one.changed) for one in done)
 
     def gc(

@@ -203,7 +203,7 @@ class Networks(ApiPart):
         """
         from niso.look import other_hosts
 
-        return other_hosts.ports(self.session, self.session.machine())
+        return other_hosts.ports(self.session)
 
     def exposure(self) -> tuple[niso.PublishedPort, ...]:
         """Return the published ports, with the clients that can reach each port (``from_``).

@@ -98,7 +98,7 @@ class Services(ApiPart):
         outcomes = activate.activate(machine, wanted, timeout_s, dry_run)
         self.session.report(Finished())
         if not dry_run:
-            warnings.activated(self.session, machine, outcomes)
+            warnings.activated(machine, outcomes)
         return tuple(outcomes)
 
     def deactivate(self, *names: str, dry_run: bool = False) -> tuple[niso.Done, ...]:
@@ -111,7 +111,7 @@ class Services(ApiPart):
         if boot.has_ended_by_itself(machine.store, wanted):
             return ()
         names_ = _resolved(machine.store, wanted)
-        return tuple(boot.deactivate(self.session, machine, names_, dry_run))
+        return tuple(boot.deactivate(machine, names_, dry_run))
 
     def deactivate_all(self, *, dry_run: bool = False) -> tuple[niso.Done, ...]:
         """Stop all active services, as `deactivate` does."""
@@ -123,7 +123,7 @@ class Services(ApiPart):
             journal.recover(machine)  # recovery can restore services
         rows = [row for row in store.services() if row.active and not row.is_attachment]
         own = [row.name for row in rows if "." not in row.name]
-        return tuple(boot.deactivate(self.session, machine, own, dry_run))
+        return tuple(boot.deactivate(machine, own, dry_run))
 
     def restart(self, *names: str) -> tuple[niso.Done, ...]:
         """Restart the processes of active services. Addresses and ports stay the same.
@@ -146,9 +146,9 @@ class Services(ApiPart):
         activate.restart(machine, wanted, after)
         self.session.report(Finished())
         running = store.instances.runners(wanted)
-        warnings.warn_of_limits(self.session, store, running)
-        warnings.warn_of_name_servers(self.session, machine, running)
-        boot.hand_over_started(self.session, machine, wanted)
+        warnings.warn_of_limits(machine, running)
+        warnings.warn_of_name_servers(machine, running)
+        boot.hand_over_started(machine, wanted)
         return tuple(deactivate.Done(name, True) for name in wanted)
 
     def scale(self, name: str, replicas: int, *, timeout: float = 60.0) -> tuple[niso.Outcome, ...]:
@@ -188,7 +188,7 @@ class Services(ApiPart):
         timeout_s = seconds(timeout, "timeout", LEAST_TIMEOUT_S)
         outcomes = activate.activate(machine, [target], timeout_s)
         self.session.report(Finished())
-        warnings.activated(self.session, machine, outcomes)
+        warnings.activated(machine, outcomes)
         return tuple(outcomes)
 
     def remove(self, *names: str, volumes: bool = False) -> tuple[niso.Done, ...]:
@@ -266,7 +266,7 @@ class Services(ApiPart):
         self.session.expect(_with_healthcheck(store, enabled))
         done = boot.restore(machine, timeout_s)
         self.session.report(Finished())
-        warnings.activated(self.session, machine, done.outcomes)
+        warnings.activated(machine, done.outcomes)
         return done
 
     # --- inspect ---------------------------------------------------------------------------------
@@ -318,7 +318,7 @@ class Services(ApiPart):
         """
         from niso.look import other_hosts
 
-        return other_hosts.lines(self.session, self.session.machine())
+        return other_hosts.lines(self.session)
 
     def names(self) -> tuple[tuple[str, bool, bool], ...]:
         """Return (name, is active, starts at boot) for each service."""

@@ -56,7 +56,7 @@ class Stacks(ApiPart):
         done = stacks.up(machine, loaded, timeout_s, dry_run, replace)
         self.session.report(Finished())
         if not dry_run:
-            warnings.activated(self.session, machine, done.services)
+            warnings.activated(machine, done.services)
         return done
 
     def down(

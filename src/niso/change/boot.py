@@ -31,7 +31,6 @@ from niso.store.service_rows import ServiceRow
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from niso.look.session import Session
     from niso.runtime.units import Units
 
 
@@ -506,7 +505,7 @@ def _marked(changed: list[str]) -> list[Marked]:
 # --- supervision by systemd after a start ---------------------------------------------------------
 
 
-def hand_over_started(session: Session, machine: Machine, names: list[str]) -> None:
+def hand_over_started(machine: Machine, names: list[str]) -> None:
     """Let systemd supervise services that a command has started.
 
     Errors are raised if systemd requested the start. Otherwise they are reported as warnings.
@@ -523,7 +522,7 @@ def hand_over_started(session: Session, machine: Machine, names: list[str]) -> N
     except Error as error:
         if by_systemd:
             raise
-        session.caution(error.message, [error.hint] if error.hint else [])
+        machine.caution(error.message, [error.hint] if error.hint else [])
 
 
 def has_ended_by_itself(store: Store, names: list[str]) -> bool:
@@ -535,7 +534,7 @@ def has_ended_by_itself(store: Store, names: list[str]) -> bool:
     return systemd.has_ended() and any(row is None or row.has_process for row in rows)
 
 
-def deactivate(session: Session, machine: Machine, names: list[str], dry_run: bool) -> list[Done]:
+def deactivate(machine: Machine, names: list[str], dry_run: bool) -> list[Done]:
     """Stop services for `niso deactivate`. Return one `Done` per service: whether it was active.
 
     If systemd requested the stop, the services that share their namespaces are stopped too, and the

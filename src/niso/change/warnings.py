@@ -21,7 +21,6 @@ from niso.reconcile import host_settings
 from niso.runtime import cgroups, launch, oci, sources, units, volumes
 from niso.runtime.machine import Machine
 from niso.store.service_rows import ServiceRow
-from niso.store.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,39 +30,39 @@ if TYPE_CHECKING:
     from niso.plan.verdict import PolicyContext
 
 
-def activated(session: Session, machine: Machine, outcomes: Sequence[Outcome]) -> None:
+def activated(machine: Machine, outcomes: Sequence[Outcome]) -> None:
     """Warn about likely problems of activated services, and let systemd supervise the services."""
     store, names = machine.store, [outcome.service for outcome in outcomes]
     changed = [outcome.service for outcome in outcomes if outcome.changed]
     running = store.instances.runners(changed)
-    _warn_of_rights(session, store, running)
-    _warn_of_taken(session, store, names)
-    warn_of_limits(session, store, running)
-    warn_of_name_servers(session, machine, running)
-    _warn_of_files(session, store, names)
-    _warn_of_policies(session, machine, names)
-    _warn_of_names(session, store, changed)
-    _warn_of_schedules(session, store, changed)
-    _warn_of_host(session, machine, changed)
-    _warn_of_flush(session, machine, changed)
-    hand_over_started(session, machine, names)
+    _warn_of_rights(machine, running)
+    _warn_of_taken(machine, names)
+    warn_of_limits(machine, running)
+    warn_of_name_servers(machine, running)
+    _warn_of_files(machine, names)
+    _warn_of_policies(machine, names)
+    _warn_of_names(machine, changed)
+    _warn_of_schedules(machine, changed)
+    _warn_of_host(machine, changed)
+    _warn_of_flush(machine, changed)
+    hand_over_started(machine, names)
 
 
-def attached(session: Session, machine: Machine, outcomes: Sequence[Attachment]) -> None:
+def attached(machine: Machine, outcomes: Sequence[Attachment]) -> None:
     """Warn about likely network problems of attachments."""
     names = [done.service for done in outcomes]
-    _warn_of_taken(session, machine.store, names)
-    _warn_of_policies(session, machine, names)
-    _warn_of_host(session, machine, [done.service for done in outcomes if done.changed])
+    _warn_of_taken(machine, names)
+    _warn_of_policies(machine, names)
+    _warn_of_host(machine, [done.service for done in outcomes if done.changed])
 
 
-def _warn_of_host(session: Session, machine: Machine, services: list[str]) -> None:
+def _warn_of_host(machine: Machine, services: list[str]) -> None:
     store = machine.store
     on = {network for service in services for network, _ in store.addresses(service)}
     networks = [network for name in sorted(on) if (network := store.network(name))]
     if networks:
         if netns.is_hidden():
-            session.caution(
+            machine.caution(
                 "niso runs in a mount namespace of its own: outside it, the network namespaces in"
                 " /run/netns have no names",
                 ("run it without PrivateTmp=, ProtectSystem= and the like",),
@@ -71,38 +70,39 @@ def _warn_of_host(session: Session, machine: Machine, services: list[str]) -> No
         from niso.look import other_firewalls  # an unchanged service does not need it
 
         for drop in other_firewalls.network_drops(machine.kernel, networks):
-            session.caution(drop.describe(), drop.remedy)
+            machine.caution(drop.describe(), drop.remedy)
         for text, hint in surroundings.small_mtus(machine.kernel, networks):
-            session.caution(text, (hint,))
+            machine.caution(text, (hint,))
         for problem, remedy in other_firewalls.others_dropped(
             host_settings.others(machine.kernel, store)
         ):
-            session.caution(problem, [remedy])
+            machine.caution(problem, [remedy])
 
 
 _ENABLED = "/etc/systemd/system/sysinit.target.wants/nftables.service"
 """The link by which nftables.service is enabled (its ``WantedBy=`` in Debian)."""
 
 
-def _warn_of_flush(session: Session, machine: Machine, services: list[str]) -> None:
+def _warn_of_flush(machine: Machine, services: list[str]) -> None:
     units = machine.processes.units
     if not (services and units.booted()) or units.read(_ENABLED) is None:
         return
     from niso.change import boot
 
     if not boot.is_guarded(machine) and any(map(machine.store.addresses, services)):
-        session.caution(boot.UNGUARDED, (boot.GUARD,))
+        machine.caution(boot.UNGUARDED, (boot.GUARD,))
 
 
-def _warn_of_policies(session: Session, machine: Machine, names: list[str]) -> None:
+def _warn_of_policies(machine: Machine, names: list[str]) -> None:
     if set(names) & set(machine.store.policied()):
         from niso.look import policies
 
         for line, hint in policies.warnings(machine.kernel, machine.store, names):
-            session.caution(line, (hint,))
+            machine.caution(line, (hint,))
 
 
-def _warn_of_names(session: Session, store: Store, names: list[str]) -> None:
+def _warn_of_names(machine: Machine, names: list[str]) -> None:
+    store = machine.store
     if not store.names_outside():
         return
     from niso.look import services
@@ -110,31 +110,36 @@ def _warn_of_names(session: Session, store: Store, names: list[str]) -> None:
     for name in names:
         row = store.service(name)
         for outside in store.outside.of(name):
-            services.warn_of_families(session, store.outside.answer(outside), [name])
+            for text, hint in services.family_warnings(
+                store, store.outside.answer(outside), [name]
+            ):
+                machine.caution(text, (hint,))
         if store.names_outside(name) and not (row and row.enabled and units.booted()):
             hint = "call niso net refresh every minute, or run niso net refresh --for 24h"
             hint = f"niso enable {name}" if units.booted() else hint
             text = f"{name}: nothing resolves the outside names of its policy again"
-            session.caution(text, (hint,))
+            machine.caution(text, (hint,))
 
 
-def _warn_of_schedules(session: Session, store: Store, names: list[str]) -> None:
-    waiting = [name for name, enabled in store.scheduled().items() if name in names and not enabled]
+def _warn_of_schedules(machine: Machine, names: list[str]) -> None:
+    waiting = [
+        name for name, enabled in machine.store.scheduled().items() if name in names and not enabled
+    ]
     for name in waiting:
-        row = store.service(name)
+        row = machine.store.service(name)
         hint = f"niso enable {name}"
         if row is not None and row.schedule is not None and not units.booted():
             hint = f"add to root's crontab: {cron_line(name, row.schedule)}"
-        session.caution(f"{name}: nothing runs it on its schedule", (hint,))
+        machine.caution(f"{name}: nothing runs it on its schedule", (hint,))
 
 
-def _warn_of_files(session: Session, store: Store, names: list[str]) -> None:
-    running = [one for name in names for one in store.instances.running(name)]
-    for text, hint in surroundings.replaced_files(store, running):
-        session.caution(text, (hint,))
+def _warn_of_files(machine: Machine, names: list[str]) -> None:
+    running = [one for name in names for one in machine.store.instances.running(name)]
+    for text, hint in surroundings.replaced_files(machine.store, running):
+        machine.caution(text, (hint,))
 
 
-def warn_of_name_servers(session: Session, machine: Machine, names: list[str]) -> None:
+def warn_of_name_servers(machine: Machine, names: list[str]) -> None:
     """Warn about services whose name servers do not answer, or cannot be reached by services.
 
     The name servers are from the host's resolv.conf or from manifests. Each name server is tested
@@ -145,19 +150,19 @@ def warn_of_name_servers(session: Session, machine: Machine, names: list[str]) -
     own = [spec.dns for row in rows if row is not None and (spec := row.process) is not None]
     warning = host_facts.resolv_conf()[1] if own and None in own else None
     if warning:
-        session.caution(warning)
+        machine.caution(warning)
     for text, hint in surroundings.mute_name_servers(machine.kernel, store, names, once=True):
-        session.caution(text, (hint,))
+        machine.caution(text, (hint,))
 
 
-def warn_of_limits(session: Session, store: Store, names: list[str]) -> None:
+def warn_of_limits(machine: Machine, names: list[str]) -> None:
     """Warn about resource limits of services that this machine cannot enforce."""
     for name in names:
-        row = store.service(name)
+        row = machine.store.service(name)
         for limit, (_, hard) in row.require_process().rlimits.items() if row is not None else ():
             most = launch.limits_max().get(limit, UNLIMITED)
             if hard > most:
-                session.caution(
+                machine.caution(
                     f"{name}: limits.{limit} is {most}: this machine allows no more",
                     ("see fs.nr_open, and the limits of the shell (ulimit -H)",),
                 )
@@ -170,40 +175,40 @@ def warn_of_limits(session: Session, store: Store, names: list[str]) -> None:
         for controller in set(limits) - set(cgroups.usable(limits)):
             text = f"{name}: {cgroups.CONTROLLERS[controller]} has no effect"
             hint = "enable it in a v1 hierarchy or in cgroup.subtree_control of the v2 root"
-            session.caution(
+            machine.caution(
                 f"{text}: this machine has no cgroup controller {controller}",
                 (f"{hint}, see cgroups(7)",),
             )
 
 
-def _warn_of_taken(session: Session, store: Store, names: list[str]) -> None:
-    for name in names if store.all_forwards() else ():
-        row = store.service(name)
+def _warn_of_taken(machine: Machine, names: list[str]) -> None:
+    for name in names if machine.store.all_forwards() else ():
+        row = machine.store.service(name)
         ports = host_ports.published_by(row) if row is not None else ()
-        for port, holder, held in host_ports.taken(store, name, ports, ports):
+        for port, holder, held in host_ports.taken(machine.store, name, ports, ports):
             to = f"its port {held.container_port}" if holder == name else repr(holder)
-            session.caution(
+            machine.caution(
                 f"{name}: host port {port.host_side} is not published: it is forwarded to {to}",
                 (f"it is published again once the forward {held.text} of {holder} is withdrawn",),
             )
 
 
-def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
+def _warn_of_rights(machine: Machine, names: list[str]) -> None:
     """Warn about capabilities that affect the entire machine, and about root in host folders."""
     for name in names:
-        row = store.service(name)
+        row = machine.store.service(name)
         if row is None:
             continue
         process = row.require_process()
         if process.capabilities:
-            _warn_of_capabilities(session, store, row, process)
-        _warn_of_devices(session, process)
+            _warn_of_capabilities(machine, row, process)
+        _warn_of_devices(machine, process)
         shared = [volume for volume in process.volumes if sources.is_shared(volume)]
         for volume in shared:
-            _warn_of_others(session, name, volume)
+            _warn_of_others(machine, name, volume)
         shared = [volume for volume in shared if not volume.read_only]
         for volume in volumes.unwritable(process):
-            session.caution(
+            machine.caution(
                 f"{name}: volumes.{volume.name}.host: the service's user (uid {process.uid})"
                 f' cannot write to {volume.source}, and mode is "rw"',
                 ('let that uid write to it, set service.user to its owner, or mode = "ro"',),
@@ -214,37 +219,35 @@ def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
         for volume in shared if process.uid == 0 or "SETUID" in process.capabilities else ():
             text = f"{name}: volumes.{volume.name}.host: the service {root}"
             hint = f'{instead}, or mode = "ro"'
-            session.caution(f"{text}, also in {volume.source} on the host", (hint,))
+            machine.caution(f"{text}, also in {volume.source} on the host", (hint,))
         where = ", ".join(str(volume.source) for volume in shared)
         if shared and not process.restrict_suid_sgid:
-            session.caution(
+            machine.caution(
                 f"{name}: isolation.restrict_suid_sgid is false: the service can leave setuid"
                 f" programs in {where}"
             )
         if shared and "SETFCAP" in process.capabilities:
-            session.caution(
+            machine.caution(
                 f"{name}: isolation.capabilities: with SETFCAP the service can leave programs in"
                 f" {where} that have any capability on the host"
             )
 
 
-def _warn_of_capabilities(
-    session: Session, store: Store, row: ServiceRow, process: ProcessSpec
-) -> None:
-    holder = store.service(row.provider) if row.provider else row
+def _warn_of_capabilities(machine: Machine, row: ServiceRow, process: ProcessSpec) -> None:
+    holder = machine.store.service(row.provider) if row.provider else row
     more = {"host": oci.HOST_NETWORK, "bridge": oci.LINKED}
     means = oci.THE_MACHINE | more.get(holder.mode if holder else "", {})
     for capability in process.capabilities:
         if capability in means:
             text = f"{row.name}: isolation.capabilities: {capability} affects the whole machine"
-            session.caution(f"{text}: {means[capability]}")
+            machine.caution(f"{text}: {means[capability]}")
 
 
 _MEMORY = ((1, 1), (1, 2), (1, 4))
 """Numbers of /dev/mem, /dev/kmem and /dev/port (Linux' devices.txt)."""
 
 
-def _warn_of_devices(session: Session, process: ProcessSpec) -> None:
+def _warn_of_devices(machine: Machine, process: ProcessSpec) -> None:
     """Warn about devices with which a service can read or change the entire machine."""
     for device in process.devices:
         try:
@@ -259,17 +262,17 @@ def _warn_of_devices(session: Session, process: ProcessSpec) -> None:
         if effect:
             verb = {"r": "read", "w": "change"}.get(device.access, "read and change")
             text = f"{process.service}: isolation.devices: {device.host} affects the whole machine"
-            session.caution(f"{text}: the service can {verb} {effect}")
+            machine.caution(f"{text}: the service can {verb} {effect}")
 
 
-def _warn_of_others(session: Session, name: str, volume: MountedVolume) -> None:
+def _warn_of_others(machine: Machine, name: str, volume: MountedVolume) -> None:
     path = str(volume.source)
     try:
         folder = sources.changeable(path, {0, os.stat(path).st_uid})
     except OSError:
         return
     if folder is not None:
-        session.caution(
+        machine.caution(
             f"{name}: volumes.{volume.name}.host: users other than root and the owner of {path} can"
             f" replace it, because they can write to {folder}",
             ("let only root or its owner own the folders above it and write to them",),

@@ -17,7 +17,6 @@ from niso.manifest.addresses_and_ports import parse_port
 from niso.plan.records import Entry, Policy, PortMapping
 from niso.plan.verdict import KnownService, PolicyContext, holder_of
 from niso.reconcile.live_world import audits
-from niso.runtime.machine import Machine
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -48,14 +47,14 @@ class ClusterPort(NamedTuple):
     proto: str  # tcp, udp or sctp
 
 
-def lines(session: Session, machine: Machine) -> tuple[ClusterLine, ...]:
+def lines(session: Session) -> tuple[ClusterLine, ...]:
     """Return the services of all hosts of the cluster, sorted by name. Raises Error.
 
     If the cluster does not answer, the services of other hosts come from this host's copy of the
     cluster's data, and a warning says how old this copy is.
     """
-    store = machine.store
-    joined = require_joined(machine)
+    machine = session.machine()
+    store, joined = machine.store, require_joined(machine)
     try:
         listed = _claimed(store, joined)
     except NoAnswer as error:
@@ -77,13 +76,13 @@ def lines(session: Session, machine: Machine) -> tuple[ClusterLine, ...]:
     return tuple(sorted(listed))
 
 
-def ports(session: Session, machine: Machine) -> tuple[ClusterPort, ...]:
+def ports(session: Session) -> tuple[ClusterPort, ...]:
     """Return the published ports of active services on all live hosts of the cluster, by service.
 
     If the cluster does not answer, a warning says that only the ports of this host are listed.
     """
-    store = machine.store
-    joined = require_joined(machine)
+    machine = session.machine()
+    store, joined = machine.store, require_joined(machine)
     listed = [_port(service, joined.host, port) for service, port in store.active_ports()]
     try:
         claims, alive = _others(store, joined)

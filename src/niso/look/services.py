@@ -804,18 +804,18 @@ def next_due(session: Session) -> float:
     return min([60.0, *(max(answer.due_at - now, 1.0) for answer in answers)])
 
 
-def warn(session: Session, name: str | None) -> None:
-    """Send warnings about DNS names in a service's policy that have no valid address.
+def name_warnings(store: Store, name: str | None) -> Iterator[tuple[str, str]]:
+    """Yield (warning, next step) about DNS names in a service's policy that have no valid address.
 
     If ``name`` is None, checks the policies of all services.
     """
-    rows, now = session.store().outside, time.time()
+    rows, now = store.outside, time.time()
     unknown: dict[tuple[str, str], list[str]] = {}  # by (services, reason)
-    for answer in map(rows.answer, rows.named(active=True)):
+    for answer in map(rows.answer, rows.named(active=True) if store.names_outside() else ()):
         services = rows.naming([answer.name])
         if name is not None and name not in services:
             continue
-        warn_of_families(session, answer, services if name is None else [name])
+        yield from family_warnings(store, answer, services if name is None else [name])
         by = ", ".join(services)
         ends = [known.until for known in answer.addresses if known.state == "now"]
         if not ends:
@@ -824,22 +824,25 @@ def warn(session: Session, name: str | None) -> None:
         elif min(ends) + OVERDUE_S < now:
             since = period_text(now - min(ends))
             reason = f": {answer.problem}" if answer.problem else ""
-            session.caution(
+            yield (
                 f"{answer.name}, which {by} may connect to, has addresses whose time ended"
                 f" {since} ago{reason}",
-                ("niso net refresh asks again; niso enable SERVICE lets systemd do so",),
+                "niso net refresh asks again; niso enable SERVICE lets systemd do so",
             )
     for (by, reason), names in unknown.items():
         has = "has" if len(names) == 1 else "have"
-        session.caution(
+        yield (
             f"{', '.join(names)}, which {by} may connect to, {has} no address: {reason}",
-            ("niso net refresh asks again",),
+            "niso net refresh asks again",
         )
 
 
-def warn_of_families(session: Session, answer: Outside, services: Iterable[str]) -> None:
-    """Warn of services without a route for the IP versions of a DNS name's addresses."""
-    store = session.store()
+def family_warnings(
+    store: Store, answer: Outside, services: Iterable[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield (warning, next step) for each service without a route for the IP versions of a DNS
+    name's addresses.
+    """
     known = {family_of(address) for address in answer.in_state("now")}
     for service in services if known else ():
         first = next(iter(store.networks_of(service)), None)
@@ -849,8 +852,8 @@ def warn_of_families(session: Session, answer: Outside, services: Iterable[str])
             lacks, has = (
                 " or ".join(f"IPv{n}" for n in sorted(some)) for some in (families, known)
             )
-            session.caution(
+            yield (
                 f"{answer.name}, which {service} may connect to, has no {lacks} address,"
                 f" and network {first} no {has} subnet",
-                (f"name a network with {has} first; niso net create NAME --ipv6 makes one",),
+                f"name a network with {has} first; niso net create NAME --ipv6 makes one",
             )
