@@ -21,12 +21,16 @@ from niso.look import listening, other_firewalls
 from niso.look.other_firewalls import (
     ACCEPTS,
     DROPS,
+    DST_NAT,
+    ESTABLISHED,
+    ETHERTYPES,
     MAY_DROP,
+    NEW,
     UNSURE,
-    UPLINK,
     Bits,
     PacketBits,
     Place,
+    whole,
 )
 from niso.look.packet_path import ExplainedPacket, Packet
 from niso.plan.records import WIDE, NetworkRecord, PortMapping
@@ -44,15 +48,13 @@ _BRIDGE = next(number for number, name in FAMILIES.items() if name == "bridge")
 _INET = {4: ("inet", "ip", "netdev"), 6: ("inet", "ip6", "netdev")}
 # priorities (linux/netfilter_ipv4.h): connection tracking, DNAT in prerouting and output
 _CONNTRACK, _DSTNAT = -200, -100
-# enum nft_meta_keys; nft_ct_keys: state, direction, status, ports, and addresses of IPv4 and IPv6
-_IIF, _OIF, _IIFNAME, _OIFNAME, _NFPROTO, _L4PROTO, _PROTOCOL = 4, 5, 6, 7, 15, 16, 1
+# enum nft_meta_keys; nft_ct_keys: ports, and addresses of IPv4 and IPv6
+_L4PROTO = 16
 _FROM_OUTSIDE = ("ingress", "prerouting", "forward", "postrouting")
 _EARLY = ("ingress", "prerouting", "output")  # hooks at which DNAT may not have been done
 _EPHEMERAL = 50_000  # used for an unknown source port; no service has this port
 _NOWHERE = {4: "0.0.0.0", 6: "::"}  # the packet's family alone counts
-_STATE, _DIRECTION, _STATUS = 0, 1, 2
 _PROTO_SRC, _PROTO_DST, _SRC_IP, _DST_IP, _SRC_IP6, _DST_IP6 = 11, 12, 19, 20, 21, 22
-_NEW, _ESTABLISHED, _DNAT, _XT_DNAT = 8, 2, 32, 128
 
 
 class OtherChain(NamedTuple):
@@ -67,7 +69,7 @@ class OtherChain(NamedTuple):
     @property
     def words(self) -> str:
         """A clause: the chain and hook, whether it drops the packet or replies, and the rule."""
-        verb = "drops" if self.verdict == DROP else "may drop"
+        verb = "drops" if self.verdict == DROPS else "may drop"
         what = "replies to it" if self.replies else "it"
         why = f"by its rule: {self.rule}" if self.rule is not None else "by default"
         return f"nftables chain {self.chain} ({self.hook}) {verb} {what} {why}"
@@ -83,10 +85,7 @@ class OtherFirewalls(NamedTuple):
     @property
     def is_dropped(self) -> bool:
         """True if a chain drops the packet for certain."""
-        return any(one.verdict == DROP and not one.replies for one in self.drops)
-
-
-DROP = "drop"
+        return any(one.verdict == DROPS and not one.replies for one in self.drops)
 
 
 class _Way(NamedTuple):
@@ -141,16 +140,15 @@ def of_packet(
                     one = bits[_is_before(chain, _DSTNAT)]
                     if _is_before(chain, _CONNTRACK):
                         one = _untracked(one)
-                    result, place = other_firewalls.judge(source, chain, one)
+                    result, place, _ = other_firewalls.judge(source, chain, one)
                     name = other_firewalls.chain_name(chain)
                     if result == ACCEPTS:
                         passes[name] = None
                     elif result == UNSURE:
                         unsure[name] = None
                     else:
-                        word = DROP if result == DROPS else MAY_DROP
                         rule = rule_text(chain, place)
-                        drops[OtherChain(name, way.hook, word, one.reply, rule)] = None
+                        drops[OtherChain(name, way.hook, result, one.reply, rule)] = None
     except KernelError as error:
         unseen.append(f"chains of other programs cannot be read: {error.message}")
     found = dict.fromkeys(one.chain for one in drops)
@@ -214,7 +212,7 @@ def _touching(
         if FAMILIES[chain.family] in _INET[family]:
             found = _outside(source, chain, network, family, proto, nothing, nothing, True)
             # `network_drops` finds a forward chain that drops the packets to every port
-            if found and not (found.verdict == DROP and found.hook == "forward"):
+            if found and not (found.verdict == DROPS and found.hook == "forward"):
                 touching.append(chain)
     return touching
 
@@ -263,12 +261,12 @@ def _outside(
     bits = _routed(way, packet, ends, None if is_early else before)
     if _is_before(chain, _CONNTRACK):
         bits = _untracked(bits)
-    result, place = other_firewalls.judge(source, chain, bits, any_end)
+    result, place, _ = other_firewalls.judge(source, chain, bits, any_end)
     if result in (ACCEPTS, UNSURE) or place is None:
         return None
     rule = None if any_end else rule_text(chain, place)
     # a chain at the hook ingress is for some network interfaces
-    word = DROP if result == DROPS and hook != "ingress" else MAY_DROP
+    word = DROPS if result == DROPS and hook != "ingress" else MAY_DROP
     return OtherChain(other_firewalls.chain_name(chain), hook, word, False, rule)
 
 
@@ -293,7 +291,10 @@ def _steps(
     original = before if translated and not verdict.instances else None
     is_switched = entered is not None and entered == reached and original is None
     if is_switched and entered is not None:
-        yield {_BRIDGE}, _Way("forward", None, None), _both(_switched(entered, packet, after))
+        ethertype, headers = ETHERTYPES[packet.family], _headers(packet, after, is_reply=False)
+        frame = other_firewalls.switched(entered.bridge, ethertype, headers)
+        facts = {**frame.facts, ("meta", _L4PROTO): whole(bytes([_number(packet)]))}
+        yield {_BRIDGE}, _Way("forward", None, None), _both(frame._replace(facts=facts))
         bridged = other_firewalls.is_bridged(kernel, entered, packet.family)
         if not bridged:
             return
@@ -324,15 +325,13 @@ def _steps(
         if from_host and to_host:
             ways += [_Way("prerouting", "lo", ""), _Way("input", "lo", "")]
     for way in ways:
-        bits = {
-            early: _routed(way, packet, before if early else after, None if early else original)
-            for early in (False, True)
-        }
-        yield routed, way, {key: one._replace(bridged=is_switched) for key, one in bits.items()}
+        late = _routed(way, packet, after, original, bridged=is_switched)
+        early = _routed(way, packet, before, None, bridged=is_switched)
+        yield routed, way, {False: late, True: early}
     for way in _replies(ways):
         reply = _Ends(after.destination, after.port, after.source, after.own_port)
-        one = _routed(way, packet, reply, original, reply=True)
-        yield routed, way, _both(one._replace(bridged=is_switched))
+        one = _routed(way, packet, reply, original, reply=True, bridged=is_switched)
+        yield routed, way, _both(one)
 
 
 def _replies(ways: Iterable[_Way]) -> Iterator[_Way]:
@@ -352,59 +351,49 @@ def _untracked(bits: PacketBits) -> PacketBits:
     return bits._replace(facts=facts, tracked=None)
 
 
-def _switched(network: NetworkRecord, packet: Packet, ends: _Ends) -> PacketBits:
-    frame = other_firewalls.frame((network.bridge, 0, {}), packet.family)
-    l4proto = {("meta", _L4PROTO): _whole(bytes([_number(packet)]))}
-    headers = {**frame.headers, **_headers(packet, ends, is_reply=False)}
-    return frame._replace(facts={**frame.facts, **l4proto}, headers=headers)
-
-
 def _routed(
-    way: _Way, packet: Packet, ends: _Ends, original: _Ends | None, reply: bool = False
+    way: _Way,
+    packet: Packet,
+    ends: _Ends,
+    original: _Ends | None,
+    reply: bool = False,
+    bridged: bool = False,
 ) -> PacketBits:
-    state = _ESTABLISHED if reply else _NEW
     is_ipv4 = packet.family == 4
-    facts: dict[tuple[str, int], Bits] = {
-        ("meta", _NFPROTO): _whole(bytes([2 if is_ipv4 else 10])),
-        ("meta", _PROTOCOL): _whole(b"\x08\x00" if is_ipv4 else b"\x86\xdd"),
-        ("meta", _L4PROTO): _whole(bytes([_number(packet)])),
-        ("ct", _STATE): _whole(struct.pack("=I", state)),
-        ("ct", _DIRECTION): _whole(bytes([reply])),
-        ("ct", _STATUS): (struct.pack("=I", _DNAT if original else 0), struct.pack("=I", _DNAT)),
-    }
-    for link, name_key, index_key in (
-        (way.enters, _IIFNAME, _IIF),
-        (way.leaves, _OIFNAME, _OIF),
-    ):
-        facts["meta", name_key] = (
-            UPLINK if link is None else _whole(link.encode()[:16].ljust(16, b"\0"))
-        )
-        with contextlib.suppress(OSError):
-            number = socket.if_nametoindex(link) if link else 0
-            if link is not None:
-                facts["meta", index_key] = _whole(struct.pack("=I", number))
+    bits = other_firewalls.routed(
+        packet.family,
+        [(link, _index(link)) for link in (way.enters, way.leaves)],
+        _headers(packet, ends, reply),
+        ESTABLISHED if reply else NEW,
+        (DST_NAT if original else 0, DST_NAT),
+        reply,
+        bridged,
+    )
+    facts = {**bits.facts, ("meta", _L4PROTO): whole(bytes([_number(packet)]))}
     first = original or (ends if not reply else None)
     if first is not None:
         keys = (_SRC_IP, _DST_IP) if is_ipv4 else (_SRC_IP6, _DST_IP6)
         for key, address in zip(keys, (first.source, first.destination), strict=True):
             if address is not None:
-                facts[foreign_chains.ORIGINAL, key] = _whole(packed(address))
+                facts[foreign_chains.ORIGINAL, key] = whole(packed(address))
         for key, port in ((_PROTO_SRC, first.own_port), (_PROTO_DST, first.port)):
             if port is not None:
-                facts[foreign_chains.ORIGINAL, key] = _whole(struct.pack("!H", port))
-    tracked = state | (_XT_DNAT if original else 0)
-    return PacketBits("", True, facts, _headers(packet, ends, reply), tracked, reply, False)
+                facts[foreign_chains.ORIGINAL, key] = whole(struct.pack("!H", port))
+    return bits._replace(facts=facts)
+
+
+def _index(link: str | None) -> int | None:
+    """Return the index of an interface: 0 for "", and None if the index is unknown."""
+    with contextlib.suppress(OSError):
+        return socket.if_nametoindex(link) if link else 0 if link == "" else None
+    return None
 
 
 def _headers(packet: Packet, ends: _Ends, is_reply: bool) -> dict[int, Bits]:
     """Return {header: (bytes, mask of known bits)} of a packet. Keys are NFT_PAYLOAD_*_HEADER."""
-    start, width, at = (12, 4, 9) if packet.family == 4 else (8, 16, 6)
-    data, known = bytearray(start + 2 * width), bytearray(start + 2 * width)
-    data[at], known[at] = _number(packet), 0xFF
-    for offset, address in ((start, ends.source), (start + width, ends.destination)):
-        if address is not None:
-            data[offset : offset + width] = packed(address)
-            known[offset : offset + width] = b"\xff" * width
+    addresses = (ends.source, ends.destination)
+    both = [whole(packed(address)) if address is not None else None for address in addresses]
+    outer = other_firewalls.header_bits(packet.family, both, _number(packet))
     inner, sure = bytearray(20), bytearray(20)
     if packet.proto == "icmp":
         kinds = (8, 0) if packet.family == 4 else (128, 129)
@@ -416,15 +405,11 @@ def _headers(packet: Packet, ends: _Ends, is_reply: bool) -> dict[int, Bits]:
                 sure[offset : offset + 2] = b"\xff\xff"
         if packet.proto == "tcp":
             inner[13], sure[13] = (_SYN_ACK if is_reply else _SYN), 0xFF
-    return {1: (bytes(data), bytes(known)), 2: (bytes(inner), bytes(sure))}
+    return {1: outer, 2: (bytes(inner), bytes(sure))}
 
 
 def _number(packet: Packet) -> int:
     return _NUMBERS.get(packet.proto, 1 if packet.family == 4 else 58)
-
-
-def _whole(data: bytes) -> Bits:
-    return data, b"\xff" * len(data)
 
 
 def link_towards(address: str) -> str | None:

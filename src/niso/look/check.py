@@ -161,7 +161,7 @@ def _dropped_ports(kernel: Kernel, store: Store, active: list[str]) -> list[Find
             "remove that rule, or do not publish the port",
         ): None
         for service, port, _, other in chains_on_path.of_ports(kernel, store, active)
-        if other.verdict == chains_on_path.DROP
+        if other.verdict == other_firewalls.DROPS
     }
     return list(found)
 

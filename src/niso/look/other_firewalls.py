@@ -15,12 +15,11 @@ The second part of the module reports which clients can reach services.
 from __future__ import annotations
 
 import ipaddress
-import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.names import family_of, is_marked
+from niso.base.names import family_of, is_marked, packed
 from niso.kernel import foreign_chains
 from niso.kernel.foreign_chains import (
     FAMILIES,
@@ -105,14 +104,14 @@ def drops(
         ways: set[bool] = set()
         tools: set[str] | None = None
         for bridge, candidates in traced:
-            for traversed, packet in candidates:
+            for traversed, kind, enters, packet in candidates:
                 if chain.family not in traversed:
                     continue
-                accepted, visited = walk_chain(source, chain, packet)
-                if not accepted:
-                    what.add(packet.what)
+                result, _, visited = judge(source, chain, packet, doubts=False)
+                if result == DROPS:
+                    what.add(kind)
                     concerned[bridge] = None
-                    ways.add(packet.enters)
+                    ways.add(enters)
                     tools = visited if tools is None else tools & visited
         if what:
             remedy = _remedy(chain, tuple(concerned), what, ways, tools or set())
@@ -216,10 +215,10 @@ _REGISTERS = 96  # bytes of all registers, and of the one that matches of iptabl
 _PROTOCOL, _IIF, _OIF, _IIFNAME, _OIFNAME, _NFPROTO = 1, 4, 5, 6, 7, 15
 _BRI_IIFNAME, _BRI_OIFNAME = 17, 18
 _STATE, _DIRECTION, _STATUS = 0, 1, 2
-_ESTABLISHED, _NEW = 2, 8
-_SEEN_REPLY, _CONFIRMED, _SRC_NAT, _DST_NAT = 2, 8, 16, 32
+ESTABLISHED, NEW = 2, 8
+_SEEN_REPLY, _CONFIRMED, _SRC_NAT, DST_NAT = 2, 8, 16, 32
 _XT_SNAT, _XT_DNAT = 64, 128
-_ETHERTYPES = {4: b"\x08\x00", 6: b"\x86\xdd"}
+ETHERTYPES = {4: b"\x08\x00", 6: b"\x86\xdd"}
 _BRIDGED = {4: "net/bridge/bridge-nf-call-iptables", 6: "net/bridge/bridge-nf-call-ip6tables"}
 _ARP = b"\x08\x06"
 
@@ -236,8 +235,6 @@ UPLINK: Bits = (bytes(16), bytes(16))
 class PacketBits(NamedTuple):
     """A hypothetical packet, of which only some properties are specified."""
 
-    what: str  # PUBLISHED, OUTWARD or WITHIN
-    enters: bool  # whether the packet enters by the bridge
     facts: Mapping[tuple[str, int], Bits]  # by ("meta" or "ct", key)
     headers: Mapping[int, Bits]  # by NFT_PAYLOAD_*_HEADER
     tracked: int | None  # connection states as iptables numbers them; None if unknown
@@ -247,47 +244,85 @@ class PacketBits(NamedTuple):
 
 def packets(
     bridge: Bridge, bridged: bool, families: Iterable[int]
-) -> Iterator[tuple[set[int], PacketBits]]:
-    """Yield hypothetical packets of a bridge, each with the families of tables on its path."""
+) -> Iterator[tuple[set[int], str, bool, PacketBits]]:
+    """Yield hypothetical packets of a bridge.
+
+    Each packet comes with the families of tables on its path, with PUBLISHED, OUTWARD or WITHIN,
+    and with whether it enters the host by the bridge.
+    """
+    own, other = (bridge[0], bridge[1] or None), (None, None)
+    known_status = 1 | _SEEN_REPLY | _CONFIRMED | _SRC_NAT | DST_NAT
+    in_bridge = {_NUMBERS["bridge"]}
     for family in families:
-        routed = {_NUMBERS["inet"], _NUMBERS["ip" if family == 4 else "ip6"]}
+        prefix = _prefix(bridge, family)
+        in_inet = {_NUMBERS["inet"], _NUMBERS["ip" if family == 4 else "ip6"]}
         for established, reply in ((False, False), (True, False), (True, True)):
+            state = ESTABLISHED if established else NEW
             for what in (PUBLISHED, OUTWARD, *([WITHIN] if bridged else ())):
-                yield routed, _routed(bridge, family, what, established, reply)
-            yield {_NUMBERS["bridge"]}, _switched(bridge, family, _ETHERTYPES[family], reply)
+                enters = what == WITHIN or (what == OUTWARD) is not reply
+                leaves = what == WITHIN or not enters
+                status = DST_NAT if what == PUBLISHED else 0
+                if established:
+                    status |= _SEEN_REPLY | _CONFIRMED | (_SRC_NAT if what == OUTWARD else 0)
+                bits = (status, known_status)
+                links = [own if is_own else other for is_own in (enters, leaves)]
+                ends = [prefix if is_own else None for is_own in (enters, leaves)]
+                headers = {1: header_bits(family, ends)}
+                packet = routed(family, links, headers, state, bits, reply, what == WITHIN)
+                yield in_inet, what, enters, packet
+            headers = {1: header_bits(family, [prefix, prefix])}
+            frame = switched(bridge[0], ETHERTYPES[family], headers, reply)
+            yield in_bridge, WITHIN, True, frame
         if family == 4:
-            yield {_NUMBERS["bridge"]}, _switched(bridge, family, _ARP, False)
+            yield in_bridge, WITHIN, True, switched(bridge[0], _ARP, {})
 
 
-def _routed(bridge: Bridge, family: int, what: str, established: bool, reply: bool) -> PacketBits:
-    enters = what == WITHIN or (what == OUTWARD) is not reply
-    leaves = what == WITHIN or not enters
-    status = _DST_NAT if what == PUBLISHED else 0
-    if established:
-        status |= _SEEN_REPLY | _CONFIRMED | (_SRC_NAT if what == OUTWARD else 0)
-    state = _ESTABLISHED if established else _NEW
-    tracked = state | (_XT_DNAT if status & _DST_NAT else 0)
-    tracked |= _XT_SNAT if status & _SRC_NAT else 0
-    known_status = 1 | _SEEN_REPLY | _CONFIRMED | _SRC_NAT | _DST_NAT
+def routed(
+    family: int,
+    links: Iterable[tuple[str | None, int | None]],
+    headers: Mapping[int, Bits],
+    state: int,
+    status: tuple[int, int],
+    reply: bool,
+    bridged: bool,
+) -> PacketBits:
+    """Return a hypothetical packet in chains of the families inet, ip and ip6.
+
+    ``links`` has the name and index of the input and the output interface. None stands for an
+    unknown name or index, and "" and 0 for no interface. ``state`` and ``status`` are of connection
+    tracking. The second item of ``status`` is a mask of known bits.
+    """
     facts = {
-        ("meta", _NFPROTO): _all(bytes([2 if family == 4 else 10])),
-        ("meta", _PROTOCOL): _all(_ETHERTYPES[family]),
-        ("ct", _STATE): _all(struct.pack("=I", state)),
-        ("ct", _DIRECTION): _all(bytes([reply])),
-        ("ct", _STATUS): (struct.pack("=I", status), struct.pack("=I", known_status)),
+        ("meta", _NFPROTO): whole(bytes([2 if family == 4 else 10])),
+        ("meta", _PROTOCOL): whole(ETHERTYPES[family]),
+        ("ct", _STATE): whole(struct.pack("=I", state)),
+        ("ct", _DIRECTION): whole(bytes([reply])),
+        ("ct", _STATUS): (struct.pack("=I", status[0]), struct.pack("=I", status[1])),
     }
-    name, number, _ = bridge
-    for name_key, index_key, is_own in ((_IIFNAME, _IIF, enters), (_OIFNAME, _OIF, leaves)):
-        facts["meta", name_key] = _all(_name(name)) if is_own else UPLINK
-        if is_own and number:
-            facts["meta", index_key] = _all(struct.pack("=I", number))
-    headers = {1: _header(bridge, family, enters, leaves)}
-    return PacketBits(what, enters, facts, headers, tracked, reply, what == WITHIN)
+    for (name, index), *keys in zip(links, (_IIFNAME, _OIFNAME), (_IIF, _OIF), strict=True):
+        facts["meta", keys[0]] = UPLINK if name is None else whole(_name(name))
+        if index is not None:
+            facts["meta", keys[1]] = whole(struct.pack("=I", index))
+    tracked = state | (_XT_DNAT if status[0] & DST_NAT else 0)
+    tracked |= _XT_SNAT if status[0] & _SRC_NAT else 0
+    return PacketBits(facts, headers, tracked, reply, bridged)
 
 
-def frame(bridge: Bridge, family: int) -> PacketBits:
-    """Return the first frame of a connection between two services of a bridge."""
-    return _switched(bridge, family, _ETHERTYPES[family], False)
+def switched(
+    bridge: str, ethertype: bytes, headers: Mapping[int, Bits], reply: bool = False
+) -> PacketBits:
+    """Return a hypothetical frame within a bridge. Its connection tracking state is unknown."""
+    port = b"ni" + bytes(14), b"\xff\xff" + bytes(14)  # names of bridge ports begin with ni
+    own = whole(_name(bridge))
+    facts = {
+        ("meta", _PROTOCOL): whole(ethertype),
+        ("meta", _IIFNAME): port,
+        ("meta", _OIFNAME): port,
+        ("meta", _BRI_IIFNAME): own,
+        ("meta", _BRI_OIFNAME): own,
+    }
+    in_frame = {0: (bytes(12) + ethertype, bytes(12) + b"\xff\xff"), **headers}
+    return PacketBits(facts, in_frame, None, reply, True)
 
 
 def is_bridged(kernel: Kernel, network: NetworkRecord, family: int) -> bool:
@@ -295,41 +330,30 @@ def is_bridged(kernel: Kernel, network: NetworkRecord, family: int) -> bool:
     return network.publishes or kernel.sysctl(_BRIDGED[family]) == "1"
 
 
-def _switched(bridge: Bridge, family: int, ethertype: bytes, reply: bool) -> PacketBits:
-    """Return a hypothetical frame within a bridge. Its connection tracking state is unknown."""
-    port = b"ni" + bytes(14), b"\xff\xff" + bytes(14)  # names of bridge ports begin with ni
-    own = _all(_name(bridge[0]))
-    facts = {
-        ("meta", _PROTOCOL): _all(ethertype),
-        ("meta", _IIFNAME): port,
-        ("meta", _OIFNAME): port,
-        ("meta", _BRI_IIFNAME): own,
-        ("meta", _BRI_OIFNAME): own,
-    }
-    headers = {0: (bytes(12) + ethertype, bytes(12) + b"\xff\xff")}
-    if ethertype != _ARP:
-        headers[1] = _header(bridge, family, True, True)
-    return PacketBits(WITHIN, True, facts, headers, None, reply, True)
+def header_bits(family: int, ends: Iterable[Bits | None], proto: int | None = None) -> Bits:
+    """Return an IP header, of which only the protocol and the addresses of ``ends`` are known."""
+    start, width, at = (12, 4, 9) if family == 4 else (8, 16, 6)
+    data, known = bytearray(start), bytearray(start)
+    if proto is not None:
+        data[at], known[at] = proto, 0xFF
+    for address, mask in (end or (bytes(width), bytes(width)) for end in ends):
+        data += address
+        known += mask
+    return bytes(data), bytes(known)
 
 
-def _header(bridge: Bridge, family: int, source: bool, destination: bool) -> Bits:
-    """Return (bytes, mask of known bits) of an IP header with addresses in the bridge's prefix."""
-    start, width = (12, 4) if family == 4 else (8, 16)
-    address, mask = bytes(width), bytes(width)
-    if family in bridge[2]:
-        text, _, length = bridge[2][family].partition("/")
-        bits = (1 << width * 8) - (1 << width * 8 - int(length))
-        mask = bits.to_bytes(width, "big")
-        own = socket.inet_pton(socket.AF_INET if family == 4 else socket.AF_INET6, text)
-        address = bytes(a & b for a, b in zip(own, mask, strict=True))
-    data, known = bytes(start), bytes(start)
-    for is_own in (source, destination):
-        data += address if is_own else bytes(width)
-        known += mask if is_own else bytes(width)
-    return data, known
+def _prefix(bridge: Bridge, family: int) -> Bits | None:
+    """Return an address in the bridge's prefix, of which only the bits of the prefix are known."""
+    if family not in bridge[2]:
+        return None
+    text, _, length = bridge[2][family].partition("/")
+    own, width = packed(text), 32 if family == 4 else 128
+    mask = ((1 << width) - (1 << width - int(length))).to_bytes(width // 8, "big")
+    return bytes(a & b for a, b in zip(own, mask, strict=True)), mask
 
 
-def _all(data: bytes) -> Bits:
+def whole(data: bytes) -> Bits:
+    """Return a value of which all bits are known."""
     return data, b"\xff" * len(data)
 
 
@@ -337,46 +361,23 @@ def _name(ifname: str) -> bytes:
     return ifname.encode()[:16].ljust(16, b"\0")
 
 
-def walk_chain(source: ForeignChains, chain: Chain, packet: PacketBits) -> tuple[bool, set[str]]:
-    """Return (whether a base chain accepts a packet, names of the chains that it traverses)."""
-    visited: set[str] = set()
-    steps = 0
-
-    def walk(name: str, depth: int) -> bool | None:
-        """Return whether a chain accepts the packet, or None if no rule of the chain decides."""
-        nonlocal steps
-        visited.add(name)
-        for rule in source.rules(chain.family, chain.table, name):
-            steps += 1
-            if steps > _STEPS:
-                return True
-            verdict = _verdict(source, chain, packet, rule)
-            if verdict is None or verdict.kind in ("continue", "break"):
-                continue
-            if verdict.kind in ("accept", "drop"):
-                return verdict.kind == "accept"
-            if verdict.kind == "return" or depth >= _DEPTH:
-                return None
-            accepted = walk(verdict.chain, depth + 1)
-            if accepted is not None or verdict.kind == "goto":
-                return accepted
-        return None
-
-    accepted = walk(chain.name, 0)
-    return chain.accepts if accepted is None else accepted, visited
-
-
 def judge(
-    source: ForeignChains, chain: Chain, packet: PacketBits, any_end: bool = False
-) -> tuple[str, Place | None]:
-    """Return what a base chain does to a packet, and the rule that decides.
+    source: ForeignChains,
+    chain: Chain,
+    packet: PacketBits,
+    any_end: bool = False,
+    doubts: bool = True,
+) -> tuple[str, Place | None, set[str]]:
+    """Return (what a base chain does to a packet, the rule that decides, chains traversed).
 
     The first result is ACCEPTS, DROPS, MAY_DROP or UNSURE. With MAY_DROP and UNSURE, a dropping
     rule tests an unknown property and may therefore match. The result is MAY_DROP if the rule also
     matches the packet's address or port, or if ``any_end`` is true and the rule tests one.
     Otherwise, as for a rule that tests only a mark, the result is UNSURE. The second result is None
-    if the chain's policy decides.
+    if the chain's policy decides. Without ``doubts``, a rule that tests an unknown property does
+    not match, so the first result is ACCEPTS or DROPS.
     """
+    visited: set[str] = set()
     may_accept = unsure = False
     may_drop: Place | None = None
     steps = 0
@@ -388,11 +389,12 @@ def judge(
         jumps to the chain matches an address or port.
         """
         nonlocal may_accept, may_drop, unsure, steps
+        visited.add(name)
         for number, rule in enumerate(source.rules(chain.family, chain.table, name)):
             steps += 1
             if steps > _STEPS:
                 return True, (name, number)
-            matches, verdict, names = _evaluate(source, chain, packet, rule, True, any_end)
+            matches, verdict, names = _evaluate(source, chain, packet, rule, doubts, any_end)
             if matches is False or verdict is None or verdict.kind in ("continue", "break"):
                 continue
             known = certain and matches is True
@@ -416,17 +418,10 @@ def judge(
     decided = walk(chain.name, 0, True, False)
     accepts, place = decided or (chain.accepts, None)
     if not accepts:
-        return (MAY_DROP if may_accept else DROPS), place
+        return (MAY_DROP if may_accept else DROPS), place, visited
     if may_drop is not None:
-        return MAY_DROP, may_drop
-    return (UNSURE if unsure else ACCEPTS), place
-
-
-def _verdict(
-    source: ForeignChains, chain: Chain, packet: PacketBits, rule: Rule
-) -> ChainVerdict | None:
-    matches, verdict, _ = _evaluate(source, chain, packet, rule)
-    return verdict if matches is True else None
+        return MAY_DROP, may_drop, visited
+    return (UNSURE if unsure else ACCEPTS), place, visited
 
 
 def _evaluate(
@@ -434,8 +429,8 @@ def _evaluate(
     chain: Chain,
     packet: PacketBits,
     rule: Rule,
-    doubts: bool = False,
-    any_end: bool = False,
+    doubts: bool,
+    any_end: bool,
 ) -> tuple[bool | None, ChainVerdict | None, bool]:
     """Return whether a rule matches a packet (None if unknown), and the rule's verdict.
 
