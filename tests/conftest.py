@@ -504,7 +504,7 @@ class Lab(Agent):
         """Call ``predicate`` until it returns something true, and return that.
 
         ``timeout`` is in seconds on an idle machine. The test fails after `PATIENCE` times as long,
-        and not before `WAIT_SECONDS`. Calls take at most a third of the time, and are 10 to 100 ms
+        and not before `WAIT_SECONDS`. Calls take at most a fifth of the time, and are 10 to 100 ms
         apart: a tenth of the time that has passed.
         """
         patience = max(WAIT_SECONDS, PATIENCE * timeout)
@@ -525,7 +525,7 @@ class Lab(Agent):
             if asked > began + seconds:
                 return None
             time.sleep(
-                max(0.01, min(0.3, 2 * (time.monotonic() - asked)), min(0.1, (asked - began) / 10))
+                max(0.01, min(0.5, 4 * (time.monotonic() - asked)), min(0.1, (asked - began) / 10))
             )
 
 

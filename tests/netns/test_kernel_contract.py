@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 from fakes.kernel import Fake
 from kernel_world import throw_away_host
@@ -217,18 +219,15 @@ def test_bridge_is_full_at_1023_ports() -> None:
     """Add 1,023 ports by hand: the fake and the real kernel refuse the next one."""
     from fakes.kernel import MOST_PORTS
 
-    kernels: tuple[Kernel, ...] = (Kernel(), Fake())
-    for kernel in kernels:
+    real, fake = Kernel(), Fake()
+    for kernel in (real, fake):
         kernel.write(add(BRIDGE, SPACE))
-        with kernel:
-            kernel.write(
-                add(
-                    *(
-                        PAIR._replace(name=f"p{number}", peer=f"e{number}")
-                        for number in range(MOST_PORTS)
-                    )
-                )
-            )
+    lines = "".join(
+        f"link add p{n} master niso-b type veth peer name q{n}\n" for n in range(MOST_PORTS)
+    )
+    subprocess.run(["ip", "-batch", "-"], input=lines, text=True, check=True)
+    fake.write(add(*(PAIR._replace(name=f"p{n}", peer=f"e{n}") for n in range(MOST_PORTS))))
+    for kernel in (real, fake):
         with pytest.raises(KernelError) as raised:
             kernel.write(add(PAIR))
         assert raised.value.errno == 54  # EXFULL

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,9 +30,31 @@ pytestmark = needs_systemd
 SPOKEN = 'echo "$1 says hello"; trap "exit 0" TERM; while :; do sleep 0.05; done'
 
 
+@pytest.fixture(scope="module")
+def booted() -> Iterator[Machine]:
+    """Boot a machine, on which each test leaves nothing of niso."""
+    with Lab() as lab:
+        yield Machine(lab)
+
+
 @pytest.fixture
-def machine(lab) -> Machine:
-    return Machine(lab)
+def machine(booted: Machine) -> Iterator[Machine]:
+    yield booted
+    known = [each["service"] for each in json.loads(booted.niso("ps", "--json").stdout)]
+    if known:
+        booted.niso("remove", "--volumes", *known)
+    booted.niso("firewall", "disable")
+    assert (
+        booted.run(
+            "find", "/etc/systemd/system", "-name", "niso-*.service", "-o", "-path", "*.d/niso*"
+        ).stdout
+        == ""
+    )
+
+
+@pytest.fixture
+def lab(booted: Machine) -> Lab:
+    return booted.lab
 
 
 def namespace(machine: Machine, name: str = "api") -> str:
@@ -361,6 +384,9 @@ def test_folders_with_odd_names(lab, machine) -> None:
     )
     machine.systemctl("stop", "niso-api")
     assert json.loads(machine.niso("ps", "--json", env=env).stdout)[0]["status"] == "inactive"
+    machine.niso("remove", "api", env=env)
+    machine.niso("firewall", "disable", env=env)
+    machine.niso("reset", "--yes", env=env)
 
 
 def test_sharer_starts_after_and_stops_with_its_provider(lab, machine) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 
 import pytest
 from conftest import Lab
@@ -28,6 +29,7 @@ def traced(
     address = {"db": by}.get(address, address.strip("[]"))
     while running.poll() is None:
         ask(lab, address, port or int(named), netns)
+        time.sleep(0.05)
     out, _ = running.communicate()
     assert "niso_live_" not in lab.run("nft", "list", "tables").stdout
     return running.wait(5), out
