@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from conftest import Lab
-from services import CLIENT, HOST, NEIGHBOUR, ps
+from services import CLIENT, HOST, NEIGHBOUR
 
 TIMED_OUT = 28
 """The exit status of curl where there is no connection in time."""
@@ -33,16 +33,6 @@ def is_done(lab: Lab, job: str) -> bool:
     return f"done: '{job}' " in lab.niso("logs", "worker").stdout
 
 
-def test_changed_pages_of_the_static_site_are_shown_after_the_next_activate(lab: Lab) -> None:
-    site = copied(lab, "static-site")
-    lab.niso("activate", "./static-site")
-    (site / "html" / "new.html").write_text("new\n")
-    url = f"http://{HOST}:8080/new.html"
-    assert lab.client("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", url).stdout == "404"
-    lab.niso("activate", "./static-site")
-    assert lab.client("curl", "-sSf", url).stdout == "new\n"
-
-
 def test_nginx_has_no_privileges_and_ends_at_term(lab: Lab) -> None:
     site = copied(lab, "static-site")
     replace(site / "manifest.toml", "[network]", '[service]\nstop_timeout = "10m"\n\n[network]')
@@ -53,15 +43,6 @@ def test_nginx_has_no_privileges_and_ends_at_term(lab: Lab) -> None:
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     assert int(fields["CapEff"], 16) == 0 and "0" not in fields["Uid"].split()
     lab.niso("deactivate", "site")  # takes longer than the limit of a test if TERM is ignored
-
-
-def test_a_script_of_a_venv_does_not_start_and_leaves_nothing(lab: Lab) -> None:
-    app = copied(lab, "uvicorn")
-    replace(app / "manifest.toml", '"venv/bin/python"', '"venv/bin/uvicorn"')
-    replace(app / "manifest.toml", '"-m", "uvicorn", ', "")
-    done = lab.niso("activate", "./uvicorn", check=False)
-    assert done.returncode == 1
-    assert json.loads(lab.niso("ps", "--json").stdout) == []
 
 
 def test_a_venv_does_not_need_the_folder_that_it_was_made_in(lab: Lab) -> None:
@@ -109,15 +90,3 @@ def test_the_worker_reaches_its_queue_and_nobody_else(lab: Lab) -> None:
     lab.wait_for(lambda: is_done(lab, "two"))
     for process in servers:
         process.kill()
-
-
-def test_a_job_may_end_at_once_and_is_run_again_by_activate_and_restart(lab: Lab) -> None:
-    job = copied(lab, "job")
-    assert lab.niso("activate", "./job").stdout.startswith("report: completed")
-    for command, runs in ((("activate", "./job"), 2), (("restart", "report"), 3)):
-        lab.niso(*command)
-        assert ps(lab, "report")["status"] == "completed"
-        assert lab.niso("logs", "report").stdout.count("report: ") == runs
-    (job / "bin" / "report").write_text("#!/bin/sh\n")
-    lab.niso("activate", "./job")
-    assert ps(lab, "report")["status"] == "completed"

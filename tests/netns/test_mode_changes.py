@@ -101,18 +101,6 @@ def test_every_change_of_mode_applies_the_difference(lab: Lab) -> None:
     )
 
 
-def test_provider_and_sharer_that_change_places_in_one_command(lab: Lab) -> None:
-    lab.niso("activate", api(lab), side(lab))
-    new = echo(lab, "side", 90, network=on("backend", ports=[f"{SHARED}:90"]))
-    share = {"mode": "share", "share": "side", "ports": [f"{PORT}:80"]}
-    lab.niso("activate", echo(lab, "api", 80, network=share), new)
-    assert lives_in(lab, "api") == lives_in(lab, "side") == namespace(lab, "side")
-    assert not lab.path("/run/netns/niso-api").exists()
-    for port, service in ((PORT, "api"), (SHARED, "side")):
-        assert answer(lab, HOST, port, "client") == f"{service} {CLIENT}"
-    assert lab.niso("net", "check").returncode == 0
-
-
 # --- a provider that changes -----------------------------------------------------------------------------------------
 
 
@@ -163,14 +151,6 @@ def test_changed_provider_keeps_the_namespace_and_what_runs_in_it(lab: Lab) -> N
     assert ask(lab, HOST, SHARED, "client") == ""
     assert answer(lab, "127.0.0.1", 90, "niso-api").startswith("side ")
     assert lab.niso("net", "check").returncode == 0
-
-
-def test_hostname_of_a_provider_reaches_its_sharers(lab: Lab) -> None:
-    lab.niso("activate", api(lab), side(lab))
-    done = lab.niso("activate", api(lab, network={"hostname": "web"}))
-    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["api", "side"]
-    assert seen_in(lab, "side", "hostname") == seen_in(lab, "api", "hostname") == "web\n"
-    assert answer(lab, HOST, SHARED, "client") == f"side {CLIENT}"
 
 
 # --- policies --------------------------------------------------------------------------------------------------------

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import snapshots
 from conftest import Lab
 from modes import (
     KERNEL,
-    SHARED,
     alone,
-    api,
     home_of,
     lives_in,
     names_in,
@@ -18,13 +14,11 @@ from modes import (
     open_,
     running,
     seen_in,
-    side,
     started_again,
 )
 from services import (
     CLIENT,
     HOST,
-    address,
     answer,
     ask,
     echo,
@@ -193,36 +187,3 @@ def test_what_is_lost_of_mode_none_is_told_and_put_right(lab: Lab) -> None:
     lab.niso("net", "repair")
     assert lives_in(lab, "alone") == namespace(lab, "alone")
     assert lab.niso("net", "check").returncode == 0
-
-
-# --- share -----------------------------------------------------------------------------------------------------------
-
-
-def test_commands_of_every_mode(lab: Lab) -> None:
-    lab.niso("activate", api(lab), side(lab), alone(lab), open_(lab))
-    for service in ("api", "side", "alone", "open"):
-        assert seen_in(lab, service, "echo", "hello") == "hello\n"
-        before = running(lab, service)[service]
-        lab.niso("restart", service)
-        assert running(lab, service)[service] != before
-        assert lab.niso("logs", service).returncode == 0
-    spoken = idle(
-        lab,
-        "talk",
-        network={"mode": "host"},
-        binary={"entrypoint": "/bin/sh", "args": ["-c", "echo hi; sleep 1000"]},
-    )
-    lab.niso("activate", spoken)
-    assert lab.niso("logs", "talk").stdout == "hi\n"
-    lab.niso("activate", idle(lab, "peer", network=on("backend")))
-    at, there = address(lab, "api"), address(lab, "peer")
-    assert f"side ({at})" in lab.niso("net", "ping", "side", "peer").stdout
-    assert f"peer ({there})" in lab.niso("net", "ping", "peer", "side").stdout
-    assert lab.niso("net", "explain", "side", "peer:80", "--prove").returncode == 0
-    lead = "is a published port of side, which shares the network of api; it leads to"
-    assert lead in lab.niso("net", "explain", CLIENT, f"{HOST}:{SHARED}").stdout
-    lab.niso("remove", "peer")
-    rows = json.loads(lab.niso("net", "stats", "--json").stdout)
-    assert {row["service"] for row in rows} == {"api", "side", "alone", "open", "talk"}
-    lab.niso("activate", "api", "side", "alone", "open", "talk")
-    assert lab.niso("net", "repair").stdout == "nothing to repair\n"
