@@ -58,21 +58,46 @@ def read(lab: Lab, name: str, *paths: str) -> str:
     raise FileNotFoundError(paths)
 
 
-@pytest.mark.parametrize("controller", FILES)
-def test_limit_is_in_the_services_cgroup_and_comes_and_goes_with_the_manifest(
-    lab: Lab, controller: str
-) -> None:
-    needs(controller)
-    paths, key, value, text = FILES[controller]
+def test_limits_are_in_the_services_cgroup_and_come_and_go_with_the_manifest(lab: Lab) -> None:
+    """And hold after a crash and a restart; the cgroups above the service stay as they were."""
+    for controller in FILES:
+        needs(controller)
+    shown = "grep . /sys/fs/cgroup/*/*.limit_in_bytes /sys/fs/cgroup/*/cpu.cfs_* 2>&1 || :"
+
+    def found() -> dict[str, str]:
+        return {controller: read(lab, "api", *paths) for controller, (paths, *_) in FILES.items()}
+
+    above = lab.run("sh", "-c", shown).stdout
     lab.niso("activate", idle(lab, "api"))
-    before, pid = read(lab, "api", *paths), pid_of(lab, "api")
-    assert before != text
-    done = lab.niso("activate", idle(lab, "api", **{"isolation.resources": {key: value}}))
+    before, pid = found(), pid_of(lab, "api")
+    limits = {key: value for _, key, value, _ in FILES.values()}
+    wanted = {controller: text for controller, (*_, text) in FILES.items()}
+    keys = {"service": {"restart_delay": "10ms"}, "isolation.resources": limits}
+    done = lab.niso("activate", idle(lab, "api", **keys))
     assert "warning" not in done.stderr
-    assert read(lab, "api", *paths) == text
+    assert found() == wanted and not before.items() & wanted.items()
     assert pid_of(lab, "api") != pid
+    lab.run("kill", "-9", str(pid_of(lab, "api")))
+    lab.wait_for(
+        lambda: inspect(lab, "api")["restarts"] == 1 and ps(lab, "api")["status"] == "running"
+    )
+    assert found() == wanted
+    lab.niso("restart", "api")
+    assert found() == wanted
+    # of commands of niso exec too
+    forks = "for i in $(seq 30); do sleep 1 & done; wait"
+    done = lab.niso("exec", "api", "--", BUSYBOX, "sh", "-c", forks, check=False)
+    assert "fork" in done.stderr
+    eats = ("exec", "api", "--", PYTHON, "-ISc", "b'x' * (200 << 20)")
+    # refused with status 125 as long as the processes of the last command exist
+    lab.wait_for(lambda: lab.niso(*eats, check=False).returncode == 137)
+    assert ps(lab, "api")["status"] == "running"
     lab.niso("activate", idle(lab, "api"))
-    assert read(lab, "api", *paths) == before
+    assert found() == before
+    assert lab.run("sh", "-c", shown).stdout == above
+    lab.niso("remove", "api")
+    assert lab.run("sh", "-c", shown).stdout == above
+    assert lab.run("find", "/sys/fs/cgroup", "-name", "niso-*").stdout == ""
 
 
 def test_share_of_cpus_is_in_the_services_cgroup(lab: Lab) -> None:
@@ -210,33 +235,6 @@ def test_limits_of_the_network_change_while_the_service_runs(lab: Lab) -> None:
     )
 
 
-def test_exec_runs_within_the_limits(lab: Lab) -> None:
-    needs("pids")
-    needs("memory")
-    limits = {"isolation.resources": {"pids_limit": 5, "memory_max": "32M"}}
-    lab.niso("activate", idle(lab, "api", **limits))
-    forks = "for i in 1 2 3 4 5 6 7 8; do sleep 1 & done; wait"
-    done = lab.niso("exec", "api", "--", BUSYBOX, "sh", "-c", forks, check=False)
-    assert "fork" in done.stderr
-    eats = ("exec", "api", "--", PYTHON, "-ISc", "b'x' * (200 << 20)")
-    # refused with status 125 as long as the processes of the last command exist
-    lab.wait_for(lambda: lab.niso(*eats, check=False).returncode == 137)
-    assert ps(lab, "api")["status"] == "running"
-
-
-def test_limits_hold_after_a_crash_and_a_restart(lab: Lab) -> None:
-    needs("pids")
-    keys = {"service": {"restart_delay": "10ms"}, "isolation.resources": {"pids_limit": 20}}
-    lab.niso("activate", idle(lab, "api", **keys))
-    lab.run("kill", "-9", str(pid_of(lab, "api")))
-    lab.wait_for(
-        lambda: inspect(lab, "api")["restarts"] == 1 and ps(lab, "api")["status"] == "running"
-    )
-    assert read(lab, "api", *FILES["pids"][0]) == "20"
-    lab.niso("restart", "api")
-    assert read(lab, "api", *FILES["pids"][0]) == "20"
-
-
 def test_limit_that_the_machine_cannot_hold_is_a_warning(lab: Lab) -> None:
     """Without the hierarchies of memory and pids, as on a machine whose kernel has them not."""
     limits = {"isolation.resources": {"memory_max": "64M", "cpu_max": "50%", "pids_limit": 20}}
@@ -271,25 +269,6 @@ def test_v2_alone_without_the_controllers_warns_and_runs(lab: Lab) -> None:
     assert ps(lab, "api")["status"] == "running"
     assert lab.run("cat", "/sys/fs/cgroup/cgroup.subtree_control").stdout == before
     lab.niso("remove", "api")
-
-
-def test_cgroups_above_the_services_are_left_as_they_were(lab: Lab) -> None:
-    def above() -> str:
-        return str(
-            lab.run(
-                "sh",
-                "-c",
-                "grep . /sys/fs/cgroup/*/*.limit_in_bytes /sys/fs/cgroup/*/cpu.cfs_* 2>&1 || :",
-            ).stdout
-        )
-
-    before = above()
-    limits = {"isolation.resources": {"memory_max": "64M", "cpu_max": "50%", "pids_limit": 20}}
-    lab.niso("activate", idle(lab, "api", **limits))
-    assert above() == before
-    lab.niso("remove", "api")
-    assert above() == before
-    assert lab.run("find", "/sys/fs/cgroup", "-name", "niso-*").stdout == ""
 
 
 def limits(text: str) -> dict[str, tuple[int, int]]:
@@ -330,6 +309,9 @@ def test_limits_umask_and_niceness_are_the_services_and_not_those_of_the_shell(l
         found = limits(f"nofile {text}")
         assert found["stack"][0] == 8 << 20 and found["memlock"][0] > 16 << 10
         assert {name: found[name] for name in defaults} == defaults
+    assert (
+        "limits.nofile" in lab.niso("activate", idle(lab, "odd", limits={"nofile": 1 << 40})).stderr
+    )
     text = lab.niso("activate", package(lab, "api", PYTHON, "-c", script, limits=NEW)).stderr
     assert "warning" not in text
     lab.wait_for(lambda: lab.niso("logs", "api").stdout.count("oom ") == 4)
@@ -338,11 +320,6 @@ def test_limits_umask_and_niceness_are_the_services_and_not_those_of_the_shell(l
 
 
 NEW = {"nofile": "300:4000", "core": "5M:unlimited"}
-
-
-def test_limit_that_the_machine_does_not_allow_is_named(lab: Lab) -> None:
-    done = lab.niso("activate", idle(lab, "api", limits={"nofile": 1 << 40}))
-    assert "limits.nofile" in done.stderr
 
 
 def test_sysctls_are_set_in_the_services_namespace_and_return_to_the_default(lab: Lab) -> None:

@@ -10,7 +10,8 @@ import signal
 import subprocess
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from conftest import Lab, Process
@@ -38,6 +39,11 @@ def test_command_runs_as_the_service_does(runtime: Runtime) -> None:
     assert "SECRET" not in runtime.exec("env", env={"SECRET": "x"}).stdout
 
 
+def shell(lab: Lab, script: str, *command: str, **options: Any) -> Any:
+    """Run a shell's script, in which ``"$@"`` is ``niso exec`` of a command."""
+    return lab.run("bash", "-c", script, "bash", "python", "-c", EXECUTE, *command, **options)
+
+
 STATUSES = (
     (["true"], 0),
     (["sh", "-c", "exit 7"], 7),
@@ -56,16 +62,10 @@ STATUSES = (
 def test_exit_status(runtime: Runtime) -> None:
     for command, status in STATUSES:
         assert runtime.exec(*command, check=False).returncode == status, command
-
-
-def test_script_without_its_interpreter_is_not_executable(runtime: Runtime, lab: Lab) -> None:
-    lab.write(f"{PACKAGE}/broken", "#!/no/interpreter\n", 0o755)
+    runtime.lab.write(f"{PACKAGE}/broken", "#!/no/interpreter\n", 0o755)
     done = runtime.exec("/app/broken", check=False)
     assert done.returncode == 126
     assert "/no/interpreter" in done.stderr
-
-
-def test_service_that_does_not_run_is_125(runtime: Runtime) -> None:
     runtime.stop()
     done = runtime.exec("true", check=False)
     assert done.returncode == 125
@@ -74,121 +74,56 @@ def test_service_that_does_not_run_is_125(runtime: Runtime) -> None:
 
 @pytest.mark.rootless
 def test_bytes_pass_unchanged_both_ways_and_end_of_input_is_seen(runtime: Runtime) -> None:
+    done = runtime.exec("sh", "-c", "echo out; echo err >&2")
+    assert (done.stdout, done.stderr) == ("out\n", "err\n")
     data = os.urandom(3_000_000)
     done = runtime.exec("cat", input=data, text=False)
     assert hashlib.sha256(done.stdout).digest() == hashlib.sha256(data).digest()
 
 
-def test_stdout_and_stderr_stay_apart(runtime: Runtime) -> None:
-    done = runtime.exec("sh", "-c", "echo out; echo err >&2")
-    assert (done.stdout, done.stderr) == ("out\n", "err\n")
-
-
-def test_hundred_megabytes_come_whole(runtime: Runtime, lab: Lab) -> None:
-    count = lab.run(
-        "sh",
-        "-c",
-        '"$@" | wc -c',
-        "sh",
-        "python",
-        "-c",
-        EXECUTE,
-        "head",
-        "-c",
-        "100000000",
-        "/dev/zero",
-    )
+def test_ends_of_pipes(runtime: Runtime, lab: Lab) -> None:
+    """Much output, input that nobody reads, a reader that goes away, a process left behind."""
+    count = shell(lab, '"$@" | wc -c', "head", "-c", "100000000", "/dev/zero")
     assert count.stdout.strip() == "100000000"
-
-
-def test_command_that_does_not_read_its_input_does_not_hang(runtime: Runtime) -> None:
-    assert (
-        runtime.exec(
-            "sh", "-c", "exec <&-; sleep 0.2; echo done", input=b"x" * 1_000_000, text=False
-        ).stdout
-        == b"done\n"
-    )
-
-
-def test_reader_that_goes_away_ends_the_command(runtime: Runtime, lab: Lab) -> None:
-    script = '"$@" | head -n 1; echo ${PIPESTATUS[0]}'
-    done = lab.run("bash", "-c", script, "bash", "python", "-c", EXECUTE, "yes")
+    script = "exec <&-; sleep 0.2; echo done"
+    assert runtime.exec("sh", "-c", script, input=b"x" * 1_000_000, text=False).stdout == b"done\n"
+    done = shell(lab, '"$@" | head -n 1; echo ${PIPESTATUS[0]}', "yes")
     assert done.stdout.split() == ["y", "141"]
-
-
-def test_process_left_behind_does_not_hold_the_command(runtime: Runtime) -> None:
     assert runtime.exec("sh", "-c", "sleep 1000 & echo done").stdout == "done\n"
 
 
-def test_redirected_file_and_dev_null_keep_their_owner(runtime: Runtime, lab: Lab) -> None:
+def test_redirected_files_keep_their_owner_and_closed_ones_are_no_trouble(
+    runtime: Runtime, lab: Lab
+) -> None:
     lab.write("/tmp/out", "", 0o600)
-    lab.run(
-        "sh",
-        "-c",
-        '"$@" </dev/null >/tmp/out 2>/dev/null',
-        "sh",
-        "python",
-        "-c",
-        EXECUTE,
-        "echo",
-        "hi",
-    )
+    shell(lab, '"$@" </dev/null >/tmp/out 2>/dev/null', "echo", "hi")
     found = lab.run("stat", "-c", "%u:%g %a", "/tmp/out", "/dev/null").stdout.splitlines()
     assert found == ["0:0 600", "0:0 666"]
     assert lab.run("cat", "/tmp/out").stdout == "hi\n"
-
-
-def test_closed_descriptors_that_are_not_written_to_are_no_trouble(
-    runtime: Runtime, lab: Lab
-) -> None:
     for closed, script in (
         ("<&-", "echo x; echo y >&2; cat"),
         (">&-", "echo y >&2"),
         ("2>&-", "echo x"),
         ("<&- >&- 2>&-", "cat"),
     ):
-        lab.run("sh", "-c", f'"$@" {closed}', "sh", "python", "-c", EXECUTE, "sh", "-c", script)
+        shell(lab, f'"$@" {closed}', "sh", "-c", script)
 
 
-@pytest.mark.parametrize(
-    ("to", "why"),
-    [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")],
-    ids=["full", "closed"],
-)
 @pytest.mark.parametrize(
     "then", ["true", "exec sleep 4321", "trap '' TERM; while :; do sleep 0.1; done"]
 )
 def test_output_that_cannot_be_written_is_an_error_and_ends_the_command(
-    runtime: Runtime, lab: Lab, to: str, why: str, then: str
+    runtime: Runtime, lab: Lab, then: str
 ) -> None:
     script = f"echo $$ >/tmp/pid; echo hi; {then}"
-    done = lab.run(
-        "sh", "-c", f'"$@" {to}', "sh", "python", "-c", EXECUTE, "sh", "-c", script, check=False
-    )
-    assert (done.returncode, done.stderr) == (125, f"niso: demo: cannot write its output: {why}\n")
-    assert "sleep 4321" not in lab.run("ps", "-eo", "args=").stdout
-    inside = runtime.exec("sh", "-c", "! test -e /proc/$(cat /tmp/pid)", check=False)
-    assert inside.returncode == 0
-
-
-@pytest.mark.parametrize("to", ["2>/dev/full", "2>&-"])
-def test_error_output_that_cannot_be_written_is_no_success(
-    runtime: Runtime, lab: Lab, to: str
-) -> None:
-    done = lab.run(
-        "sh",
-        "-c",
-        f'"$@" {to}',
-        "sh",
-        "python",
-        "-c",
-        EXECUTE,
-        "sh",
-        "-c",
-        "echo y >&2",
-        check=False,
-    )
-    assert done.returncode != 0
+    for to, why in ((">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")):
+        done = shell(lab, f'"$@" {to}', "sh", "-c", script, check=False)
+        words = f"niso: demo: cannot write its output: {why}\n"
+        assert (done.returncode, done.stderr) == (125, words)
+        assert "sleep 4321" not in lab.run("ps", "-eo", "args=").stdout
+        runtime.exec("sh", "-c", "! test -e /proc/$(cat /tmp/pid)")
+        done = shell(lab, f'"$@" 2{to}', "sh", "-c", "echo y >&2", check=False)
+        assert done.returncode != 0
 
 
 def test_container_that_crun_has_forgotten_is_told_once_and_with_the_next_step(
@@ -265,23 +200,28 @@ class Terminal:
         os.close(self.far)
 
 
+Open = Callable[..., Terminal]
+
+
 @pytest.fixture
-def terminals(runtime: Runtime, lab: Lab) -> Iterator[list[Terminal]]:
-    opened: list[Terminal] = []
-    yield opened
-    for terminal in opened:
+def opened(runtime: Runtime, lab: Lab) -> Iterator[Open]:
+    """Provide a function that runs a shell's script in a terminal, which ends with the test."""
+    every: list[Terminal] = []
+
+    def open_(*command: str) -> Terminal:
+        every.append(Terminal(lab, *command))
+        return every[-1]
+
+    yield open_
+    for terminal in every:
         terminal.close()
 
 
 @pytest.mark.rootless
-def test_terminal_has_the_size_and_type_of_the_users_and_is_given_back(
-    runtime: Runtime, lab: Lab, terminals: list[Terminal]
-) -> None:
-    terminals.append(
-        terminal := Terminal(
-            lab, "sh", "-c", UNTIL_SIZED + "tty; stty size; echo $TERM; read x; echo got $x; exit 6"
-        )
-    )
+def test_terminal_has_the_size_and_type_of_the_users_and_is_given_back(opened: Open) -> None:
+    script = UNTIL_SIZED + "tty; stty size; echo $TERM; read x; echo got $x; exit 6"
+    terminal = opened("sh", "-c", script)
+    before = os.fstat(terminal.far)
     terminal.wait_for(b"vt220")
     assert b"/dev/pts/" in terminal.seen
     assert b"33 99" in terminal.seen
@@ -289,40 +229,25 @@ def test_terminal_has_the_size_and_type_of_the_users_and_is_given_back(
     terminal.wait_for(b"got word")
     assert terminal.process.wait(10) == 6
     assert termios.tcgetattr(terminal.far) == terminal.settings
+    assert os.fstat(terminal.far).st_uid == before.st_uid == os.geteuid()
 
 
-def test_resize_reaches_the_command(runtime: Runtime, lab: Lab, terminals: list[Terminal]) -> None:
-    terminals.append(
-        terminal := Terminal(
-            lab, "sh", "-c", "trap 'stty size' WINCH; echo ready; while :; do sleep 0.02; done"
-        )
-    )
+LOOP = "echo ready; while :; do sleep 0.02; done"
+
+
+def test_sizes_and_keys_are_the_commands_own(opened: Open) -> None:
+    terminal = opened("sh", "-c", f"trap 'stty size' WINCH; {LOOP}")
     terminal.wait_for(b"ready")
     termios.tcsetwinsize(terminal.near, (44, 111))
     terminal.wait_for(b"44 111")
     terminal.type(b"\x03")
     assert terminal.process.wait(10) == 130
-
-
-def test_keys_are_the_commands_own(runtime: Runtime, lab: Lab, terminals: list[Terminal]) -> None:
-    terminals.append(
-        terminal := Terminal(
-            lab,
-            "sh",
-            "-c",
-            "trap 'echo interrupted; exit 4' INT; echo ready; while :; do sleep 0.02; done",
-        )
-    )
+    terminal = opened("sh", "-c", f"trap 'echo interrupted; exit 4' INT; {LOOP}")
     terminal.wait_for(b"ready")
     terminal.type(b"\x03")
     terminal.wait_for(b"interrupted")
     assert terminal.process.wait(10) == 4
-
-
-def test_end_of_input_key_ends_a_reader(
-    runtime: Runtime, lab: Lab, terminals: list[Terminal]
-) -> None:
-    terminals.append(terminal := Terminal(lab, "cat"))
+    terminal = opened("cat")
     terminal.type(b"line\r")
     terminal.wait_for(b"line\r\nline\r\n")
     terminal.type(b"\x04")
@@ -339,36 +264,20 @@ def test_terminal_as_input_alone_leaves_the_output_raw(runtime: Runtime, lab: La
     os.close(far)
 
 
-def test_command_that_was_interrupted_gives_its_terminal_back(
-    runtime: Runtime, lab: Lab, terminals: list[Terminal]
+def test_command_that_is_interrupted_or_whose_terminal_hangs_up_leaves_nothing(
+    opened: Open, lab: Lab
 ) -> None:
-    terminals.append(terminal := Terminal(lab, "sh", "-c", "echo ready; exec sleep 1000"))
+    terminal = opened("sh", "-c", "echo ready; exec sleep 1000")
     terminal.wait_for(b"ready")
     terminal.process.send_signal(signal.SIGTERM)
     assert terminal.process.wait(10) == 143
     assert termios.tcgetattr(terminal.far) == terminal.settings
-
-
-def test_terminal_that_hangs_up_leaves_nothing(
-    runtime: Runtime, lab: Lab, terminals: list[Terminal]
-) -> None:
-    terminal = Terminal(
-        lab, "sh", "-c", "trap 'sleep 0.3; exit 3' HUP; echo ready; while :; do sleep 0.02; done"
-    )
+    terminal = Terminal(lab, "sh", "-c", f"trap 'sleep 0.3; exit 3' HUP; {LOOP}")
     terminal.wait_for(b"ready")
     terminal.close()  # as a connection that is lost
     terminal.process.send_signal(signal.SIGHUP)
     assert terminal.process.wait(10) in (3, 125)
     assert "exec-" not in lab.run("ls", f"{FOLDER}/run-0").stdout
-
-
-def test_owner_of_the_users_terminal_stays(
-    runtime: Runtime, lab: Lab, terminals: list[Terminal]
-) -> None:
-    terminals.append(terminal := Terminal(lab, "true"))
-    before = os.fstat(terminal.far)
-    assert terminal.process.wait(10) == 0
-    assert os.fstat(terminal.far).st_uid == before.st_uid == os.geteuid()
 
 
 @pytest.mark.rootless
