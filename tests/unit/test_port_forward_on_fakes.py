@@ -61,7 +61,7 @@ def test_forward_takes_a_port_only_if_it_may(world: World) -> None:
     assert took == (True, [("api", PortMapping("", 8080, 80, "tcp"))])
     assert (world.ports("api"), world.ports("db")) == ([], ["8080:5432"])
     world.assert_whole()
-    assert unpublished_ports(world.machine, None) == []
+    assert [*unpublished_ports(world.store, world.store.active_services())] == []
     assert port_forward.port_unforward(world.machine, "db", wanted) == [took[1][0]]
     assert (world.ports("api"), world.ports("db")) == (["8080:80"], [])
     world.assert_whole()
@@ -88,13 +88,13 @@ def test_what_a_forward_took_is_back_with_its_end_unless_somebody_else_has_it(wo
         ("stop it, then niso activate api",)
     ]
     world.assert_whole()
-    ((text, hint),) = unpublished_ports(world.machine, "api")
+    ((text, hint),) = unpublished_ports(world.store, ["api"])
     assert text.startswith("api: 8080:80 of its manifest is not published")
     assert hint == "niso activate api"
     world.kernel.listening = {}
     world.activate(api)
     assert world.store.port_rows("api") == before
-    assert unpublished_ports(world.machine, None) == []
+    assert [*unpublished_ports(world.store, world.store.active_services())] == []
 
 
 def test_port_that_a_deactivated_forward_took_is_named_by_check(world: World) -> None:
@@ -103,7 +103,7 @@ def test_port_that_a_deactivated_forward_took_is_named_by_check(world: World) ->
     taken = PortMapping("", int(text.partition(":")[0]), 80, "tcp")
     port_forward.port_forward(world.machine, "db", taken, replace=True)
     deactivate(world.machine, ["db"])
-    ((text, _),) = unpublished_ports(world.machine, None)
+    ((text, _),) = unpublished_ports(world.store, ["api"])
     assert text.startswith("api: port 82 of its manifest")
 
 
@@ -117,7 +117,7 @@ def test_nobody_gets_a_port_that_two_manifests_claim(world: World) -> None:
     port_forward.port_forward(world.machine, "log", wanted, replace=True)
     assert port_forward.port_unforward(world.machine, "log", wanted) == []
     world.assert_whole()
-    assert len(unpublished_ports(world.machine, None)) == 2
+    assert len([*unpublished_ports(world.store, world.store.active_services())]) == 2
 
 
 def test_forward_that_cannot_be_is_refused_and_changes_nothing(world: World) -> None:

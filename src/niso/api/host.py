@@ -420,25 +420,16 @@ class Host(ApiPart):
 
         ``name`` limits the check to one service or network. Raises NotFound, KernelError, Conflict.
         """
-        from niso.look import check, other_firewalls, services
+        from niso.look import check, other_firewalls
 
         name = None if name is None else text(name, "name")
-        session, machine = self.session, self.session.machine()
+        machine = self.session.machine()
         before = machine.kernel.neighbour_tables()
         findings = check.check(machine, name)
         for line in other_firewalls.unseen((4, 6)):
-            session.caution(line)
-        after = machine.kernel.neighbour_tables()
-        for line, hint in (
-            *check.full_neighbour_tables(before, after),
-            *check.unpublished_ports(machine, name),
-            *check.instance_warnings(machine, name),
-            *check.listening_warnings(machine, name),
-            *check.surroundings_warnings(machine, name),
-            *check.policy_warnings(machine, name),
-            *services.name_warnings(machine.store, name),
-        ):
-            session.caution(line, (hint,))
+            machine.caution(line)
+        for line, hint in check.warnings(machine, name, before):
+            machine.caution(line, (hint,))
         if machine.store.cluster_id():
             findings += _of_cluster(machine, name)
         return tuple(findings)

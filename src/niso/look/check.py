@@ -6,9 +6,10 @@ attachment without its namespace is a difference too. `niso.change.repair` repai
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 
 from niso.base.errors import Error, KernelError, NotFound
 from niso.base.locks import Lock
@@ -30,6 +31,7 @@ from niso.look.host_ports import shadows, unpublished
 from niso.look.services import (
     few_instances,
     interrupted,
+    name_warnings,
     unfinished,
     unwatched,
     unwatched_words,
@@ -85,21 +87,7 @@ def check(
     differences are compared again under niso's lock. Raises KernelError, NotFound if ``name`` is
     neither a service nor a network, and Conflict if another process does not release the lock.
     """
-    present: list[Finding] | None
-    try:
-        present = _own(machine, name, may_be_on)
-    except KernelError:  # an object vanished between two reads
-        present = None
-    for _ in range(_LOOKS - 1):
-        if present == []:
-            break
-        time.sleep(_PAUSE_S)
-        with Lock(_WAITS_S):
-            again = _own(machine, name, may_be_on)
-        known = {
-            (finding.problem, finding.what) for finding in (again if present is None else present)
-        }
-        present = [finding for finding in again if (finding.problem, finding.what) in known]
+    present = _lasting(machine, name, may_be_on, locks=True)
     return [*(present or ()), *_others(machine, name)]
 
 
@@ -110,22 +98,37 @@ def problems(machine: Machine) -> dict[str, int] | None:
     other differences. Returns None if objects disappeared during each comparison. Raises
     KernelError.
     """
-    lasting: set[tuple[Problem, str]] | None = None
+    present = _lasting(machine, None, None, locks=False)
+    if present is None:
+        return None
+    kinds = [finding.problem for finding in (*present, *_others(machine, None))]
+    return {problem: kinds.count(problem) for problem in PROBLEMS}
+
+
+def _lasting(
+    machine: Machine, name: str | None, may_be_on: Container[str] | None, locks: bool
+) -> list[Finding] | None:
+    """Compare several times, and return the findings of `_own` that all comparisons have.
+
+    With ``locks``, only the first comparison is made without niso's lock. Returns None if objects
+    disappeared during each comparison. Raises KernelError for a comparison under the lock.
+    """
+    present: list[Finding] | None = None
     for turn in range(_LOOKS):
         if turn:
             time.sleep(_PAUSE_S)
         try:
-            differences = {(finding.problem, finding.what) for finding in _own(machine, None, None)}
+            with Lock(_WAITS_S) if turn and locks else contextlib.nullcontext():
+                again = _own(machine, name, may_be_on)
         except KernelError:  # an object vanished between two reads
+            if turn and locks:
+                raise
             continue
-        lasting = differences if lasting is None else lasting & differences
-        if not lasting:
+        known = {(one.problem, one.what) for one in (again if present is None else present)}
+        present = [one for one in again if (one.problem, one.what) in known]
+        if not present:
             break
-    if lasting is None:
-        return None
-    kinds = [problem for problem, _ in lasting]
-    kinds += [finding.problem for finding in _others(machine, None)]
-    return {problem: kinds.count(problem) for problem in PROBLEMS}
+    return present
 
 
 def _others(machine: Machine, name: str | None) -> list[Finding]:
@@ -196,74 +199,53 @@ def full_neighbour_tables(before: Iterable[Table], now: Iterable[Table]) -> list
     return warnings
 
 
-def unpublished_ports(machine: Machine, name: str | None) -> list[tuple[str, str]]:
-    """Return (warning, next step) for each manifest port that is no longer published.
+def warnings(
+    machine: Machine, name: str | None, before: Iterable[Table]
+) -> Iterator[tuple[str, str]]:
+    """Yield (warning, next step) about what `check` finds right, but probably is a mistake.
 
-    A `niso port-forward` took the host port, and has ended since. An activation publishes the
-    manifest port again. ``name`` limits the check to one service or network.
-    """
-    store = machine.store
-    return [
-        (
-            f"{service}: {port.text if port.host_port else f'port {port.container_port}'} of its"
-            " manifest is not published: a forward that has ended took its host port",
-            f"niso activate {service}",
-        )
-        for service in _concerned(store, name)[1]
-        if store.intent(service) is None
-        for port in unpublished(store, service)
-    ]
-
-
-def instance_warnings(machine: Machine, name: str | None) -> list[tuple[str, str]]:
-    """Return (warning, next step) for each service whose instances need the user's attention."""
-    store = machine.store
-    active = list(dict.fromkeys(map(owner, _concerned(store, name)[1])))
-    warnings = list(few_instances(store, active))
-    warnings += [words for service, words in unfinished(store).items() if service in active]
-    lost = [service for service in unwatched(store) if service in active]
-    return [*warnings, unwatched_words(lost)] if lost else warnings
-
-
-def listening_warnings(machine: Machine, name: str | None) -> list[tuple[str, str]]:
-    """Return (warning, next step) for each published port on which no program listens.
-
-    ``name`` limits the check to one service or network.
-    """
-    store = machine.store
-    active = _concerned(store, name)[1]
-    return listening.warnings(
-        machine.kernel, store, [one for one in active if store.intent(one) is None]
-    )
-
-
-def surroundings_warnings(machine: Machine, name: str | None) -> list[tuple[str, str]]:
-    """Return warnings with next steps about the host: a small MTU, silent name servers, and files
-    that were replaced on the host while services mount them as volumes.
+    ``name`` limits the check to one service or network. ``before`` are the neighbour tables before
+    the check.
     """
     store, kernel = machine.store, machine.kernel
     networks, active = _concerned(store, name)
+    unchanged = [service for service in active if store.intent(service) is None]
+    yield from full_neighbour_tables(before, kernel.neighbour_tables())
+    yield from unpublished_ports(store, unchanged)
+    owners = list(dict.fromkeys(map(owner, active)))
+    yield from few_instances(store, owners)
+    yield from (words for service, words in unfinished(store).items() if service in owners)
+    if lost := [service for service in unwatched(store) if service in owners]:
+        yield unwatched_words(lost)
+    yield from listening.warnings(kernel, store, unchanged)
     if name is None:  # the default route does not concern a network without services
         used = {network for service in active for network, _ in store.addresses(service)}
         networks = [network for network in networks if network.name in used]
-    return [
-        *surroundings.small_mtus(kernel, networks),
-        *surroundings.mute_name_servers(kernel, store, active),
-        *surroundings.replaced_files(store, active),
-    ]
+    yield from surroundings.small_mtus(kernel, networks)
+    yield from surroundings.mute_name_servers(kernel, store, active)
+    yield from surroundings.replaced_files(store, active)
+    if store.policied():
+        from niso.look import policies
+
+        # rows may be damaged or missing, which is a finding of its own
+        with contextlib.suppress(ValueError, LookupError):
+            yield from list(policies.warnings(kernel, store, active))
+    yield from name_warnings(store, name)
 
 
-def policy_warnings(machine: Machine, name: str | None = None) -> list[tuple[str, str]]:
-    """Return (warning, next step) for each probable mistake in active policies."""
-    store = machine.store
-    if not store.policied():
-        return []
-    from niso.look import policies
+def unpublished_ports(store: Store, services: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield (warning, next step) for each manifest port that is no longer published.
 
-    try:
-        return list(policies.warnings(machine.kernel, store, _concerned(store, name)[1]))
-    except (ValueError, LookupError):  # rows are damaged or missing, which is a finding of its own
-        return []
+    A `niso port-forward` took the host port, and has ended since. An activation publishes the
+    manifest port again.
+    """
+    for service in services:
+        for port in unpublished(store, service):
+            yield (
+                f"{service}: {port.text if port.host_port else f'port {port.container_port}'} of"
+                " its manifest is not published: a forward that has ended took its host port",
+                f"niso activate {service}",
+            )
 
 
 def _concerned(store: Store, name: str | None) -> tuple[list[NetworkRecord], list[str]]:
