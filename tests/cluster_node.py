@@ -31,6 +31,12 @@ class Link:
         self.engine, self.cut = engine, False
         self.between: Callable[[str], None] = lambda point: None
 
+    def __enter__(self) -> Link:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.engine.close()
+
     def __getattr__(self, name: str) -> Any:
         if name not in REQUESTS:
             return getattr(self.engine, name)

@@ -93,7 +93,7 @@ def test_name_that_leads_to_another_machine_gets_no_token(monkeypatch: pytest.Mo
     access = Access(f"http://localhost:{server.getsockname()[1]}", token="secret")
     monkeypatch.setattr(api_server, "is_loopback", lambda address: address != "127.0.0.1")
     with server, pytest.raises(ApiServerError, match="not on this machine, and without TLS"):
-        ApiServer(access, 2.0).get("/api/v1/pods")
+        ApiServer(access).get("/api/v1/pods")
     # the connection was closed before a request
 
 

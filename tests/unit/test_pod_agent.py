@@ -41,13 +41,13 @@ class Node:
     def __init__(self, world: World, api: FakeApi) -> None:
         self.world, self.api = world, api
         self.said: list[str] = []
-        self.agent = PodAgent(lambda: ApiServer(Access(api.url), 2), self.said.append)
+        self.agent = PodAgent(lambda: ApiServer(Access(api.url)), self.said.append)
         self.streams = (self.agent.pods, self.agent.spaces, self.agent.policies)
         self.hear()
 
     def hear(self) -> None:
         for stream in self.streams:
-            stream._list(ApiServer(Access(self.api.url), 2))
+            stream._list(ApiServer(Access(self.api.url)))
 
     def look(self) -> list[str]:
         changed = self.agent.poll(self.world.machine)

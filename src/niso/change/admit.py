@@ -23,7 +23,13 @@ from niso.plan.specs import ServiceSpec
 from niso.reconcile import host_settings
 from niso.runtime.machine import Machine
 from niso.store import service_rows
-from niso.store.attached_rows import AttachedRow, requested_settings
+from niso.store.attached_rows import (
+    CHOSEN_ALIASES,
+    CHOSEN_IP,
+    NAMESPACE,
+    AttachedRow,
+    requested_settings,
+)
 from niso.store.service_rows import ServiceRow
 from niso.store.snapshots import Scope
 from niso.store.store import Store
@@ -31,7 +37,6 @@ from niso.store.store import Store
 if TYPE_CHECKING:
     from niso.plan.subnets import NetworkRequest
 
-_ALIASES, _IP = "chosen_aliases", "chosen_ip"
 """Labels of an attachment: the aliases and the IP address that the user of a pod has chosen."""
 
 
@@ -388,8 +393,8 @@ def _check_alias(store: Store, spec: ServiceSpec, entry: Entry, beside: list[str
     """
     for holder in beside if entry in _allowed(spec.network.policy) else ():
         labels = _labels(store, holder)
-        is_alias = entry.peer.name in labels.get(_ALIASES, "").split()
-        if is_alias and not _is_own(store, spec.name, entry, labels.get("pod_namespace", "")):
+        is_alias = entry.peer.name in labels.get(CHOSEN_ALIASES, "").split()
+        if is_alias and not _is_own(store, spec.name, entry, labels.get(NAMESPACE, "")):
             reason = f"{entry.text!r} is an alias that the user of pod {holder!r} has chosen"
             raise Conflict(reason, f"name the pod: {holder}", entry.key)
 
@@ -398,7 +403,7 @@ def _is_own(store: Store, name: str, entry: Entry, namespace: str) -> bool:
     """Return whether an entry in a service's policy is from a pod's annotation, and the pod is in
     the Kubernetes namespace ``namespace``. Other entries come from the administrator.
     """
-    same = namespace != "" and _labels(store, name).get("pod_namespace") == namespace
+    same = namespace != "" and _labels(store, name).get(NAMESPACE) == namespace
     return same and entry.key.startswith("niso.io/")
 
 
@@ -421,12 +426,12 @@ def _check_chosen(store: Store, attached: AttachedRow, former: AttachedRow | Non
     already had are not checked.
     """
     labels, was = _labels_of(attached), _labels_of(former)
-    aliases, ip = labels.get(_ALIASES, "").split(), labels.get(_IP, "")
-    if (aliases, ip) == (was.get(_ALIASES, "").split(), was.get(_IP, "")):
+    aliases, ip = labels.get(CHOSEN_ALIASES, "").split(), labels.get(CHOSEN_IP, "")
+    if (aliases, ip) == (was.get(CHOSEN_ALIASES, "").split(), was.get(CHOSEN_IP, "")):
         return
     for name in store.policied() if aliases or ip else ():
         for entry in _allowed(store.policy(name)) if name != attached.service else ():
-            if _is_own(store, name, entry, labels.get("pod_namespace", "")):
+            if _is_own(store, name, entry, labels.get(NAMESPACE, "")):
                 continue
             if entry.peer.kind == "service" and entry.peer.name in aliases:
                 raise Conflict(

@@ -288,25 +288,23 @@ def report_changes(machine: Machine, services: Iterable[str], final: bool = True
     joined = machine.joined() if told else None
     if joined is None:
         return
-    engine = joined.engine(brief=True)
-    claims = Claims(engine, joined.host, joined.keys)
-    machine.report(AskingCluster())
-    try:
-        require_own(store, ClusterKeys(engine, joined.keys))
-        for name in told:
-            try:
-                publish_claim(store, machine.kernel, claims, name, final)
-            except NoAnswer:
-                raise
-            except Error as error:
-                machine.report(_caution(error))
-    except NoAnswer as error:
-        untold(store, told)
-        machine.caution(f"other hosts do not know it yet: {error.message}", (_LATER,))
-    except Error as error:
-        machine.report(_caution(error))
-    finally:
-        engine.close()
+    with joined.engine(brief=True) as engine:
+        claims = Claims(engine, joined.host, joined.keys)
+        machine.report(AskingCluster())
+        try:
+            require_own(store, ClusterKeys(engine, joined.keys))
+            for name in told:
+                try:
+                    publish_claim(store, machine.kernel, claims, name, final)
+                except NoAnswer:
+                    raise
+                except Error as error:
+                    machine.report(_caution(error))
+        except NoAnswer as error:
+            untold(store, told)
+            machine.caution(f"other hosts do not know it yet: {error.message}", (_LATER,))
+        except Error as error:
+            machine.report(_caution(error))
     units.wake_agent()
 
 
@@ -322,29 +320,28 @@ def report_leaving(machine: Machine, instances: Iterable[str], end: float) -> No
     joined = machine.joined() if names else None
     if joined is None:
         return
-    engine = joined.engine(brief=True)
-    claims, membership = Claims(engine, joined.host, joined.keys), ClusterKeys(engine, joined.keys)
-    try:
-        require_own(store, membership)
-        since: dict[str, int] = {}  # by network: the revision from which on all have left
-        for name in names:
-            publish_claim(store, machine.kernel, claims, name)
-            held = claims.held(name)
-            for network in held.networks if held is not None else ():
-                since[network] = max(since.get(network, 0), held.revision if held else 0)
-        units.wake_agent()
-        own = joined.host
-        while late := [h for on, at in since.items() for h in membership.unseen(on, at, own)]:
-            if time.monotonic() >= end:
-                text = f"{', '.join(sorted({*late}))}: does not yet know which instances leave"
-                machine.caution(text, ("niso cluster status shows how far it is behind",))
-                break
-            time.sleep(_LOOK_S)
-    except Error as error:
-        machine.report(_caution(error))
-        time.sleep(max(0.0, end - time.monotonic()))
-    finally:
-        engine.close()
+    with joined.engine(brief=True) as engine:
+        claims = Claims(engine, joined.host, joined.keys)
+        membership = ClusterKeys(engine, joined.keys)
+        try:
+            require_own(store, membership)
+            since: dict[str, int] = {}  # by network: the revision from which on all have left
+            for name in names:
+                publish_claim(store, machine.kernel, claims, name)
+                held = claims.held(name)
+                for network in held.networks if held is not None else ():
+                    since[network] = max(since.get(network, 0), held.revision if held else 0)
+            units.wake_agent()
+            own = joined.host
+            while late := [h for on, at in since.items() for h in membership.unseen(on, at, own)]:
+                if time.monotonic() >= end:
+                    text = f"{', '.join(sorted({*late}))}: does not yet know which instances leave"
+                    machine.caution(text, ("niso cluster status shows how far it is behind",))
+                    break
+                time.sleep(_LOOK_S)
+        except Error as error:
+            machine.report(_caution(error))
+            time.sleep(max(0.0, end - time.monotonic()))
 
 
 def hand_over(machine: Machine, service: str) -> None:
@@ -357,18 +354,16 @@ def hand_over(machine: Machine, service: str) -> None:
     store, joined = machine.store, machine.joined()
     if joined is None:
         return
-    engine = joined.engine(brief=True)
-    try:
-        claims = Claims(engine, joined.host, joined.keys)
-        held = claims.held(service)
-        if held is None or held.host != joined.host or not held.others:
+    with joined.engine(brief=True) as engine:
+        try:
+            claims = Claims(engine, joined.host, joined.keys)
+            held = claims.held(service)
+            if held is None or held.host != joined.host or not held.others:
+                return
+            claims.release(service, held.mark)
+        except Error as error:
+            machine.report(_caution(error))
             return
-        claims.release(service, held.mark)
-    except Error as error:
-        machine.report(_caution(error))
-        return
-    finally:
-        engine.close()
     with Lock():
         scope = concerned(store, [service]).joined(mirror.scope_of(store, [service], {}))
         with change(machine.kernel, store, scope, machine.report):
@@ -510,13 +505,11 @@ def instances_elsewhere(machine: Machine, front: Target) -> set[int]:
     joined = machine.joined() if unknown or store.across.spanning(on) else None
     if joined is None:
         return known
-    engine = joined.engine(brief=True)
-    try:
-        return known | ClusterKeys(engine, joined.keys).instances(front.name)
-    except NoAnswer:
-        return known
-    finally:
-        engine.close()
+    with joined.engine(brief=True) as engine:
+        try:
+            return known | ClusterKeys(engine, joined.keys).instances(front.name)
+        except NoAnswer:
+            return known
 
 
 def own_record(store: Store, target: Target, wanted: Wanted) -> ClaimRow | None:

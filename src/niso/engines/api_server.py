@@ -46,9 +46,8 @@ class ApiServerError(Error):
 class ApiServer:
     """A client of Kubernetes' API server, for one thread. Raises Error for invalid certificates."""
 
-    def __init__(self, access: Access, request_s: float = REQUEST_S) -> None:
+    def __init__(self, access: Access) -> None:
         self._access = access
-        self._request_s = request_s
         self._context = _context(access) if access.server.startswith("https:") else None
         self._connection: http.client.HTTPConnection | None = None
 
@@ -113,7 +112,7 @@ class ApiServer:
 
     def _connect(self) -> http.client.HTTPConnection:
         parts = urlsplit(self._access.server)
-        host, timeout = parts.hostname or "", self._request_s
+        host, timeout = parts.hostname or "", REQUEST_S
         connection: http.client.HTTPConnection
         if self._context is None:
             connection = http.client.HTTPConnection(host, parts.port, timeout=timeout)

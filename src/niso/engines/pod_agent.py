@@ -30,7 +30,7 @@ from niso.plan.records import Policy
 from niso.runtime import units as systemd
 from niso.runtime.machine import Machine
 from niso.runtime.units import KUBERNETES, UNITS, Following
-from niso.store.attached_rows import AttachedRow, requested_settings
+from niso.store.attached_rows import NAMESPACE, AttachedRow, requested_settings
 from niso.store.store import Store
 
 LOOK_S = 30.0
@@ -251,7 +251,7 @@ class PodAgent:
 
 CLOSED = Policy(allow_from=(), egress_allow=())
 """The policy of a waiting pod: only the host can connect to it, and it can connect to nothing."""
-_NAMESPACE, _NAME, _UID, _POLICY = "pod_namespace", "pod_name", "pod_uid", POD_POLICY
+_NAME, _UID, _POLICY = "pod_name", "pod_uid", POD_POLICY
 _WAITS, _STANDS = "waits", "stands"
 _FIRST_S, _LONGEST_S = 0.002, 0.05
 """The first and the longest pause in seconds between two reads of the store."""
@@ -268,7 +268,7 @@ def agent_runs() -> bool:
 
 def closed(request: Request, pod: PodId) -> Request:
     """Return a pod's request with the policy `CLOSED`, for which `is_applied` will be False."""
-    own = {**dict(zip((_NAMESPACE, _NAME, _UID), pod, strict=True)), _POLICY: _WAITS}
+    own = {**dict(zip((NAMESPACE, _NAME, _UID), pod, strict=True)), _POLICY: _WAITS}
     labels = {**dict(request.labels), **own}
     return request._replace(policy=CLOSED, labels=tuple(sorted(labels.items())))
 
@@ -282,7 +282,7 @@ def applied(request: Request, policy: Policy) -> Request:
 def pod_of(attached: AttachedRow) -> PodId | None:
     """Return the pod of an attachment, or None if it is no pod whose policy the agent applies."""
     labels = requested_settings(attached).get("labels", {})
-    known = (labels.get(_NAMESPACE, ""), labels.get(_NAME, ""), labels.get(_UID, ""))
+    known = (labels.get(NAMESPACE, ""), labels.get(_NAME, ""), labels.get(_UID, ""))
     return known if _POLICY in labels and all(known) else None
 
 

@@ -43,7 +43,6 @@ _PROTOCOLS = {
     "udp": (socket.IPPROTO_UDP, _CLOSE),
     "sctp": (socket.IPPROTO_SCTP, _LISTEN),
 }
-_LAST_PORT = 65535
 _LOOPBACK = 1  # the index of lo in each network namespace (linux/net_namespace.h)
 _MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0.0.0.0/96
 
@@ -88,19 +87,16 @@ class Measured(NamedTuple):
     acked: int | None  # bytes sent and acknowledged
 
 
-def listeners(proto: str, first: int | None = None, last: int | None = None) -> list[Listener]:
+def listeners(proto: str) -> list[Listener]:
     """Return the sockets of this network namespace that wait for packets.
 
     For "tcp" and "sctp" these are listening sockets. For "udp" these are bound sockets that are not
-    connected. If ``first`` is given, only sockets at this port, or at the ports from ``first`` to
-    ``last``, are returned. An IPv6 socket that also accepts IPv4 is returned once for each IP
-    version. If a socket is bound to the device lo alone, its address is a loopback address.
+    connected. An IPv6 socket that also accepts IPv4 is returned once for each IP version. If a
+    socket is bound to the device lo alone, its address is a loopback address.
     """
     number, state = _PROTOCOLS[proto]
-    low, high = (1, _LAST_PORT) if first is None else (first, first if last is None else last)
     # the kernel cannot list SCTP sockets without the module, but then there are none
     absent = (errno.ENOENT,) if proto == "sctp" else ()
-    wanted = _id.pack(low if low == high else 0, 0, b"", b"").ljust(_ID_SIZE, b"\0")
     with netlink.Netlink(netlink.SOCK_DIAG) as kernel:
         return [
             listener
@@ -108,12 +104,12 @@ def listeners(proto: str, first: int | None = None, last: int | None = None) -> 
             for several in kernel.dump(
                 f"list {proto} sockets",
                 _BY_FAMILY,
-                _request.pack(family, number, 0, 1 << state) + wanted,
+                _request.pack(family, number, 0, 1 << state) + bytes(_ID_SIZE),
                 _parse,
                 absent,
             )
             for listener in several
-            if low <= listener.port <= high
+            if listener.port
         ]
 
 

@@ -106,14 +106,11 @@ def _port(service: str, host: str, port: PortMapping) -> ClusterPort:
 
 
 def _others(store: Store, joined: Config) -> tuple[list[ClusterClaim], set[str]]:
-    engine = joined.engine(brief=True)
-    try:
+    with joined.engine(brief=True) as engine:
         membership = ClusterKeys(engine, joined.keys)
         require_own(store, membership)
         alive = {host.name for host in membership.hosts() if host.alive}
         claims = membership.services()
-    finally:
-        engine.close()
     return [claim for claim in claims if claim.host != joined.host], alive
 
 
@@ -179,18 +176,16 @@ def with_remote(
     _require_within(here, source, destination)
     store = session.store()
     joined = require_joined(session.machine())
-    engine = joined.engine(brief=True)
-    try:
-        claims = Claims(engine, joined.host, joined.keys)
-        held = {known.name: claims.held(known.name) for known in remote}
-        hosts = {host for claim in held.values() if claim is not None for host in claim.hosts}
-        silent = {host for host in hosts if not claims.is_alive(host)}
-    except NoAnswer as error:
-        hints = [f"{known.host} has that of {known.name}: ask there" for known in remote]
-        session.caution(f"policies of other hosts are not known: {error.message}", hints)
-        return here
-    finally:
-        engine.close()
+    with joined.engine(brief=True) as engine:
+        try:
+            claims = Claims(engine, joined.host, joined.keys)
+            held = {known.name: claims.held(known.name) for known in remote}
+            hosts = {host for claim in held.values() if claim is not None for host in claim.hosts}
+            silent = {host for host in hosts if not claims.is_alive(host)}
+        except NoAnswer as error:
+            hints = [f"{known.host} has that of {known.name}: ask there" for known in remote]
+            session.caution(f"policies of other hosts are not known: {error.message}", hints)
+            return here
     services = dict(here.services)
     for known in remote:
         claim = held[known.name]

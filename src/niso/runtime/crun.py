@@ -135,12 +135,12 @@ def plain_message(output: bytes) -> str:
     return "; ".join(line.strip() for line in lines if line.strip())
 
 
-def read_all(fd: int, most: int = 1 << 16) -> bytes:
-    """Read a descriptor to its end, close it, and return the first ``most`` bytes."""
+def read_all(fd: int) -> bytes:
+    """Read a descriptor to its end, close it, and return the first 64 KiB."""
     kept = b""
     try:
         while chunk := os.read(fd, 4096):
-            kept += chunk[: most - len(kept)]
+            kept += chunk[: (1 << 16) - len(kept)]
     finally:
         os.close(fd)
     return kept

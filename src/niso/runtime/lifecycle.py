@@ -26,16 +26,11 @@ from contextlib import contextmanager
 
 from niso.base import files, paths, signals
 from niso.base.errors import Error, ProcessError, UsageError
-from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.native import signal
 from niso.base.signals import signals_blocked
 from niso.plan.specs import ProcessSpec
 from niso.runtime import cgroups, crun, launch, root, status, units
 from niso.runtime.root import HOSTS
-
-if TYPE_CHECKING:
-    pass
-
 
 # --- start and stop -------------------------------------------------------------------------------
 
