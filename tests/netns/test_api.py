@@ -59,23 +59,46 @@ host.services.activate(data("web", {BUSYBOX!r}, "sleep", "1000"), dry_run=True)
     assert after.count("Starting") == 1
 
 
-def test_error_of_the_callback_undoes_the_change(lab: Lab) -> None:
-    [answer] = said(
+def test_change_of_a_program_is_undone_by_its_error_and_applied_by_its_difference(lab: Lab) -> None:
+    """A child after a fork has to connect again."""
+    undone, *applied, child, parent = said(
         lab,
         f"""
 class Enough(Exception): pass
 def stop(event):
     if isinstance(event, niso.Starting):
         raise Enough
+def web(ports):
+    package = data("web", {BUSYBOX!r}, "sleep", "1000", network={{"ports": ports}})
+    return package._replace(folder="/tmp/files")
+os.makedirs("/tmp/files")
 host.progress = stop
 try:
-    host.services.activate(data("web", {BUSYBOX!r}, "sleep", "1000"))
+    host.services.activate(web(("8080:80",)))
 except Enough:
     host.progress = None
     say([host.services.list(), host.networks.list(), host.check()])
+say(host.services.activate(web(("8080:80",))))
+pid = host.services.inspect("web").process.pid
+say(host.services.activate(web(["8080:80"])))
+say(host.services.activate(web(["8081:80"])))
+assert host.services.inspect("web").process.pid == pid
+sys.stdout.flush()
+if os.fork() == 0:
+    try:
+        host.networks.list()
+    except niso.Conflict:
+        say([line.name for line in niso.connect().networks.list()])
+    sys.stdout.flush()
+    os._exit(0)
+os.wait()
+say([line.name for line in host.networks.list()])
 """,
     )
-    assert answer == [[], [], []]
+    assert undone == [[], [], []]
+    assert [answer[0]["changed"] for answer in applied] == [True, False, True]
+    assert applied[2][0]["ports"][0]["host_port"] == 8081
+    assert child == parent == ["niso-default"]
 
 
 def test_calls_of_several_threads_and_of_commands_wait_for_each_other(lab: Lab) -> None:
@@ -105,25 +128,6 @@ say([line.service for line in host.services.list() if line.status == "running"])
     assert "s4" in lab.niso("ps").stdout
 
 
-def test_child_after_a_fork_has_to_connect_again(lab: Lab) -> None:
-    answers = said(
-        lab,
-        """
-host.networks.create("n")
-if os.fork() == 0:
-    try:
-        host.networks.list()
-    except niso.Conflict:
-        say([line.name for line in niso.connect().networks.list()])
-    sys.stdout.flush()
-    os._exit(0)
-os.wait()
-say([line.name for line in host.networks.list()])
-""",
-    )
-    assert answers == [["n"], ["n"]]
-
-
 def test_what_a_command_wrote_is_returned_whole(lab: Lab) -> None:
     lab.niso("activate", idle(lab, "api"))
     [answer] = said(
@@ -151,18 +155,9 @@ print(host.services.exec("api", ["sh", "-c", "read x; echo got $x; exit 4"]))
 
 
 def test_drops_and_logs_can_be_followed(lab: Lab) -> None:
-    lab.niso(
-        "activate",
-        idle(lab, "web"),
-        package(
-            lab,
-            "api",
-            "sh",
-            "-c",
-            "echo one; sleep 1; echo two; sleep 1000",
-            **{"network.policy": {"allow_from": [], "log": True}},
-        ),
-    )
+    script = ("sh", "-c", "echo one; sleep 1; echo two; sleep 1000")
+    policy = {"network.policy": {"allow_from": [], "log": True}}
+    lab.niso("activate", idle(lab, "web"), package(lab, "api", *script, **policy))
     answers = said(
         lab,
         """
@@ -177,22 +172,3 @@ with host.drops("api") as drops:
     )
     assert answers[0] == ["one\n", "two\n"]
     assert answers[1] == ["api", "in", "network.policy.allow_from", "web"]
-
-
-def test_manifest_as_data_is_applied_by_its_difference(lab: Lab) -> None:
-    answers = said(
-        lab,
-        f"""
-os.makedirs("/tmp/files")
-def web(ports):
-    package = data("web", {BUSYBOX!r}, "sleep", "1000", network={{"ports": ports}})
-    return package._replace(folder="/tmp/files")
-say(host.services.activate(web(("8080:80",))))
-pid = host.services.inspect("web").process.pid
-say(host.services.activate(web(["8080:80"])))
-say(host.services.activate(web(["8081:80"])))
-say(host.services.inspect("web").process.pid == pid)
-""",
-    )
-    assert [answer[0]["changed"] for answer in answers[:3]] == [True, False, True]
-    assert answers[2][0]["ports"][0]["host_port"] == 8081 and answers[3] is True

@@ -193,6 +193,23 @@ def test_chosen_mac_is_nobody_elses(world: World) -> None:
     world.assert_whole()
 
 
+def test_service_whose_mac_an_attachment_has_on_record_is_refused(world: World) -> None:
+    """Such rows of an earlier version stay in the store, until it is attached again."""
+    backend = {"network": "backend"}
+    world.activate(world.package("db", network=backend), world.package("api", network=backend))
+    world.niso("deactivate", "db")
+    attach(world, "evil", "/n/1", BACKEND._replace(mac="02:00:00:00:00:AA"))
+    mac = world.store.derived_mac("db", "backend")
+    with world.store.transaction():
+        world.store._db.execute("UPDATE attached_link SET mac=? WHERE service='evil'", (mac,))
+    assert f"'evil' already has the MAC address {mac}" in world.refused("activate", "db")
+    assert not world.pid("db")
+    attach(world, "evil", "/n/1", BACKEND)
+    world.niso("activate", "db")
+    world.niso("net", "repair")
+    world.assert_whole()
+
+
 def test_mac_that_begins_as_those_of_niso_is_refused(world: World) -> None:
     """Another service could get the MAC by its name later."""
     mac = world.store.derived_mac("db", "backend")
