@@ -104,7 +104,7 @@ class _Begun:
         pass
 
 
-class _Answered(HealthProbe):
+class Answered(HealthProbe):
     """A probe that already has its answer: "" for healthy, else the reason."""
 
     def __init__(self, check: Healthcheck, answer: str) -> None:
@@ -344,7 +344,7 @@ class FakeProcesses:
             for name, run in self.current.items()
             if name in self.ill and run.spec and namespace(run.spec) == service_netns
         )
-        return _Answered(check, next(said, ""))
+        return Answered(check, next(said, ""))
 
     # --- the end of a process ---
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
+from fakes.processes import Answered
 
 from niso.base import paths
 from niso.base.report import Event, WaitingForHealth
@@ -68,7 +69,7 @@ def says(text: bytes) -> Callable[[socket.socket], None]:
 
 
 def ask(port: int, **changes: object) -> str:
-    (words,) = health.probe_all([(CHECK._replace(port=port, **changes), "api", None)])  # type: ignore[arg-type]
+    (words,) = health.answers([health.begin(CHECK._replace(port=port, **changes), "api", None)])  # type: ignore[arg-type]
     return words
 
 
@@ -304,11 +305,11 @@ def test_only_those_that_are_due_are_asked(monkeypatch: pytest.MonkeyPatch) -> N
     asked: list[Healthcheck] = []
     told: list[Event] = []
 
-    def answers(wanted: list[tuple[Healthcheck, str, str | None]]) -> list[str]:
-        asked.extend(check for check, _, _ in wanted)
-        return [""] * len(wanted)
+    def begin(check: Healthcheck, service: str, namespace: str | None) -> health.HealthProbe:
+        asked.append(check)
+        return Answered(check, "")
 
-    monkeypatch.setattr(health, "probe_all", answers)
+    monkeypatch.setattr(health, "begin", begin)
     for name in ("one", "two"):
         os.makedirs(paths.service_dir(name))
     services = [

@@ -439,24 +439,22 @@ def _watch(machine: Machine, rollouts: list[Rollout], since: float) -> tuple[Rol
     """
     processes = machine.processes
     of = {target.name: one for one in rollouts for target in one.new}
-    checks = {name: one.front.spec.program.healthcheck for name, one in of.items()}
     pidfds = {name: processes.open_init(name) for name in of}
     failures = dict.fromkeys(of, 0)
     until = since + max(_deploy(one).monitor_s for one in rollouts)
-    pause_s = min((_MOST_PROBE_S, *(check.interval_s for check in checks.values() if check)))
+    checks = [one.front.spec.program.healthcheck for one in rollouts]
+    pause_s = min((_MOST_PROBE_S, *(check.interval_s for check in checks if check)))
     try:
         while True:
             for name, pidfd in pidfds.items():
                 if pidfd < 0 or crun.wait_readable(pidfd, 0):
                     how = describe_exit(processes.exit_code(name))
                     return of[name], f"the process of {name} ended ({how})"
-            for name, check in checks.items():
-                if check is not None and (reason := probed(machine, name)):
-                    failures[name] += 1
-                    if failures[name] >= check.retries:
-                        return of[name], f"{name} is unhealthy: {reason}"
-                else:
-                    failures[name] = 0
+            for name, reason in probed(machine, of).items():
+                failures[name] = failures[name] + 1 if reason else 0
+                check = of[name].front.spec.program.healthcheck
+                if reason and check is not None and failures[name] >= check.retries:
+                    return of[name], f"{name} is unhealthy: {reason}"
             left_s = until - time.monotonic()
             if left_s <= 0:
                 return None, ""
@@ -470,21 +468,17 @@ def _watch(machine: Machine, rollouts: list[Rollout], since: float) -> tuple[Rol
                 os.close(pidfd)
 
 
-def probed(machine: Machine, name: str) -> str:
-    """Run an instance's health check once. Return why it is unhealthy, or "" if it is healthy."""
-    row = machine.store.service(name)
-    check = row.healthcheck if row is not None else None
-    if row is None or check is None:
-        return ""
-    probe = machine.processes.probe(check, name, crun.namespace(row.require_process()))
-    try:
-        end = time.monotonic() + check.timeout_s + 1
-        while probe.answer is None and time.monotonic() < end:
-            health.advance([probe], [], end)
-            probe.give_up_if_late()
-        return f"no answer within {check.timeout_s:g}s" if probe.answer is None else probe.answer
-    finally:
-        probe.close()
+def probed(machine: Machine, names: Iterable[str]) -> dict[str, str]:
+    """Run the health checks of instances once. Return {instance: why it is unhealthy}, with "" for
+    an instance that is healthy or has no health check.
+    """
+    rows = {name: machine.store.service(name) for name in names}
+    checks = [(n, c, row) for n, row in rows.items() if row is not None and (c := row.healthcheck)]
+    probe = machine.processes.probe
+    said = health.answers(
+        probe(c, n, crun.namespace(row.require_process())) for n, c, row in checks
+    )
+    return dict.fromkeys(rows, "") | {n: text for (n, *_), text in zip(checks, said, strict=True)}
 
 
 def _take_back(

@@ -352,7 +352,7 @@ def restarted(machine: Machine, service: str) -> None:
 
     end, successes = time.monotonic() + _WITHIN_S, 0
     while time.monotonic() < end and not runs():
-        failure = deploy.probed(machine, service)
+        failure = deploy.probed(machine, [service])[service]
         successes = 0 if failure else successes + 1
         if successes >= _AGAIN_AFTER:
             serve(machine, service)

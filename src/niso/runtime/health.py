@@ -17,7 +17,7 @@ import fcntl
 import os
 import select
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import nullcontext, suppress
 
 from niso.base import paths
@@ -162,7 +162,7 @@ def check_all(targets: Sequence[HealthTarget], report: Report) -> dict[str, Heal
             fcntl.flock(lock, fcntl.LOCK_EX)
             # Another process may have probed some of them in the meantime.
             due = [target for target in due if _is_due(target)]
-            failures = probe_all([(one.check, one.service, one.namespace) for one in due])
+            failures = answers(begin(one.check, one.service, one.namespace) for one in due)
             for target, failure in zip(due, failures, strict=True):
                 write_record(target.service, target.check, target.run, failure)
         finally:
@@ -424,14 +424,14 @@ def begin(check: Healthcheck, service: str, namespace: str | None) -> HealthProb
     return HealthProbe(check, namespace)
 
 
-def probe_all(targets: Sequence[tuple[Healthcheck, str, str | None]]) -> list[str]:
-    """Run probes in parallel, each a tuple (healthcheck, service, namespace). Returns the error
-    text of each probe in the same order, or "" if the probe succeeded.
+def answers(begun: Iterable[HealthProbe]) -> list[str]:
+    """Run probes in parallel to their ends, from their start by the iterator ``begun``. Returns the
+    error text of each probe in the same order, or "" if the probe succeeded.
     """
     probes: list[HealthProbe] = []
     try:
-        for target in targets:
-            probes.append(begin(*target))
+        for probe in begun:
+            probes.append(probe)
         while pending := [probe for probe in probes if probe.answer is None]:
             advance(pending, (), pending[0].deadline)
     finally:
