@@ -84,7 +84,6 @@ NO_CASE = {
     "NetnsName.cookie": "another namespace is a finding of its own, in test_attach",
     "ForeignPort missing": "none is wanted",
     "Neighbour missing": "none is wanted",
-    "HostsLeftover missing": "none is wanted",
     "Vxlan.alias": "as of a bridge",
     "WireGuard.alias": "the same",
     "RoutingRule missing": "of kernels without bridge filters: in test_flushed",

@@ -25,9 +25,9 @@ from niso.kernel import (
     rtnetlink,
     sockets,
 )
-from niso.kernel.kinds import hosts_files, kind, tunnels
+from niso.kernel.kinds import hosts_files, tunnels
 from niso.kernel.kinds.addresses import RoutingRule
-from niso.kernel.kinds.kind import TOGETHER, AnyStep, Foreign, State, Step
+from niso.kernel.kinds.kind import KINDS, TOGETHER, AnyStep, Foreign, Reading, State, Step
 from niso.kernel.kinds.links import delete_links
 from niso.kernel.kinds.namespaces import Netns, NetnsName
 from niso.kernel.kinds.sysctls import Sysctl, _link
@@ -96,9 +96,8 @@ class Kernel:
         out.
         """
         with self:
-            return kind.read(
-                candidates, alias, self._sockets, foreign, with_strays, skip_transactional
-            )
+            reading = Reading(alias, self._sockets, foreign, with_strays, everything=False)
+            return reading.run(candidates, skip_transactional)
 
     def read_all(self, want: State, alias: str, foreign: Foreign) -> State:
         """Return all kernel objects of the state folder with this ``alias``, whether or not they
@@ -106,7 +105,10 @@ class Kernel:
         to ``foreign``.
         """
         with self:
-            return kind.read_all(want, alias, self._sockets, foreign)
+            reading = Reading(alias, self._sockets, foreign, with_strays=True, everything=True)
+            reading.candidates = want
+            claimed = (obj for kind in KINDS for obj in kind.claimed(reading))
+            return reading.run(want | State(claimed))
 
     def write(self, steps: Iterable[AnyStep], detached: list[str] | None = None) -> None:
         """Execute all steps in order, and stop at the first failure. The KernelError names the

@@ -405,13 +405,14 @@ def findings(want: State, have: State) -> list[Finding]:
             ):
                 continue
             if actual is None:
-                result.append(kind.missing(obj))
+                result.append(Finding("missing", kind.noun(obj)))
                 known.add(kind.parent_name(obj))
             else:
                 result += kind.differences(obj, actual, known)
                 known.update(kind.conditions(obj, actual))
         for obj in sorted([*before.values(), *more]):
-            if kind.is_only_set or not known.isdisjoint(kind.parents(obj)):
+            # a sysctl cannot be deleted
+            if kind.type is Sysctl or not known.isdisjoint(kind.parents(obj)):
                 continue
             result.append(Finding("foreign", kind.noun(obj)))
             known.add(kind.parent_name(obj))

@@ -305,7 +305,13 @@ def plan(
         want = _outside(want, occupied)
         before, present = (_outside(one, occupied, but=Veth) for one in (before, present))
         candidates = want | before
-    have = State.of_kinds(lambda kind: kind.in_scope(present, want, before))
+    # the elements that are desired now, or that were desired for the same services and networks
+    keys = {element.key() for element in want[Element]}
+    owners = {(e.key(), e.owner, e.entry) for e in before[Element]}
+    in_scope = [
+        e for e in present[Element] if e.key() in keys or (e.key(), e.owner, e.entry) in owners
+    ]
+    have = present.replace(Element, in_scope)
     steps = diff(want, have)
     # the hosts folders that only services of the scope read
     whole = {hosts_folder(reader) for reader in snapshot.fresh}
@@ -427,7 +433,12 @@ def _of(want: State, touched: State) -> State:
 
 
 def _left(want: State, candidates: State, have: State) -> list[AnyStep]:
-    return diff(want, State.of_kinds(lambda kind: kind.to_verify(have, want, candidates)))
+    # a veth pair of a deleted namespace has no bridge, and disappears later
+    stays = {space.name for space in want[Netns] | want[NetnsName]}
+    dying = {veth.name for veth in candidates[Veth] if veth.netns not in stays}
+    dying -= {veth.name for veth in want[Veth]}
+    to_verify = [veth for veth in have[Veth] if veth.name not in dying or veth.bridge]
+    return diff(want, have.replace(Veth, to_verify))
 
 
 def wanted_now(kernel: Kernel, store: Store, scope: Scope) -> tuple[Snapshot, State]:

@@ -295,10 +295,18 @@ class _HostsLines(Kind[HostsLine], of=HostsLine):
         )
 
 
+UNFINISHED, FOREIGN = "unfinished", "not written by niso"
+
+
 class HostsFile(NamedTuple):
-    """A hosts file that services share. Its folder is named after the services' networks."""
+    """A hosts file that services share. Its folder is named after the services' networks.
+
+    ``problem`` is UNFINISHED for a folder that an interrupted write left: it is empty, or has only
+    a temporary file. For a file that niso did not write, or that is damaged, it is FOREIGN.
+    """
 
     folder: str
+    problem: str = ""
 
     def key(self) -> tuple[str, ...]:
         return (self.folder,)
@@ -334,38 +342,50 @@ class _HostsFiles(Kind[HostsFile], of=HostsFile):
         return f"hosts file {step.obj.folder}: {step.action}"
 
     def noun(self, obj: HostsFile) -> str:
-        return f"hosts file {os.path.join(path_of(obj.folder), 'hosts')}"
+        return f"hosts file {file_of(obj.folder)}"
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
         wanted, present = _lines_by_folder(want), _lines_by_folder(have)
         edits: list[AnyStep] = []
         for file in sorted(want[HostsFile]):
-            create = file not in have[HostsFile]
+            create = file not in have[HostsFile]  # or it has a problem
             lines = wanted.get(file.folder, set())
             existing = set() if create else present.get(file.folder, set())
             if create or lines != existing:
                 remove, add = tuple(sorted(existing - lines)), tuple(sorted(lines - existing))
                 edits.append(HostsEdit(file.folder, create, remove, add))
         keys = {file.key() for file in want[HostsFile]}
-        deleted = sorted(file for file in have[HostsFile] if file.key() not in keys)
+        own = (file for file in have[HostsFile] if file.problem != FOREIGN)
+        deleted = sorted(file for file in own if file.key() not in keys)
         return (), edits, [Step("delete", file) for file in deleted], ()
 
-    def missing(self, obj: HostsFile) -> Finding:
-        if os.path.lexists(os.path.join(path_of(obj.folder), "hosts")):
-            return Finding("different", self.noun(obj), "not written by niso")
-        return super().missing(obj)
+    def differences(
+        self, obj: HostsFile, actual: HostsFile, known: Collection[str]
+    ) -> list[Finding]:
+        if actual.problem == UNFINISHED:
+            return [Finding("missing", self.noun(obj))]
+        return [Finding("different", self.noun(obj), actual.problem)]
+
+    def conditions(self, obj: HostsFile, actual: HostsFile) -> Iterable[str]:
+        return (self.parent_name(obj),)
 
     def read(self, space: Space, objects: Collection[HostsFile]) -> Iterable[HostsFile]:
-        """Yield the hosts files that exist. If all of niso's objects are read, damaged files are
-        left out, so that they are written again. A file is damaged if it has a malformed line, or
-        if not all users can read it.
+        """Yield the hosts files that exist, and unfinished folders. Only if objects of other
+        programs are read too, yield requested files that niso did not write. If all of niso's
+        objects are read, a file also has a problem if it has a malformed line, or if not all users
+        can read it.
         """
-        everything = space.reading.everything
-        for folder in folders() if everything else {file.folder for file in objects}:
+        reading = space.reading
+        asked = {file.folder for file in objects}
+        for folder in asked.union(folders() if reading.everything else ()):
             text = _text(folder)
-            if text is not None and (not everything or _is_sound(folder, text)):
-                space.reading.hosts_texts[folder] = text
+            if text is not None and (not reading.everything or _is_sound(folder, text)):
+                reading.hosts_texts[folder] = text
                 yield HostsFile(folder)
+            elif _is_unfinished(folder):
+                yield HostsFile(folder, UNFINISHED)
+            elif reading.with_strays and folder in asked and os.path.lexists(file_of(folder)):
+                yield HostsFile(folder, FOREIGN)
 
     def write(self, writer: Writer, steps: Sequence[HostsEdit | Step[HostsFile]]) -> None:
         (step,) = steps
@@ -377,6 +397,10 @@ class _HostsFiles(Kind[HostsFile], of=HostsFile):
 
 def path_of(folder: str) -> str:
     return os.path.join(paths.hosts_root(), folder)
+
+
+def file_of(folder: str) -> str:
+    return os.path.join(path_of(folder), "hosts")
 
 
 def _lines_by_folder(state: State) -> dict[str, set[HostsLine]]:
@@ -399,7 +423,7 @@ def _text(folder: str) -> str | None:
     read it, or if niso did not write it.
     """
     try:
-        text = (read(os.path.join(path_of(folder), "hosts"), 0o444) or b"").decode()
+        text = (read(file_of(folder), 0o444) or b"").decode()
     except (OSError, ValueError):
         return None
     return text if text.startswith(HEADER) and text.endswith("\n") else None
@@ -412,9 +436,16 @@ def _is_sound(folder: str, text: str) -> bool:
         return False
 
 
+def _is_unfinished(folder: str) -> bool:
+    path = path_of(folder)
+    try:
+        return not os.path.islink(path) and set(os.listdir(path)) <= {"hosts.new"}
+    except OSError:
+        return False
+
+
 def _edit(step: HostsEdit) -> None:
-    folder = path_of(step.folder)
-    path = os.path.join(folder, "hosts")
+    folder, path = path_of(step.folder), file_of(step.folder)
     text = HEADER
     if step.create:
         _make_folder(folder)
@@ -479,41 +510,3 @@ def remove(folder: str) -> None:
         # anything else in the folder does not belong to niso
         if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
             raise
-
-
-class HostsLeftover(NamedTuple):
-    """A folder left by an interrupted write. It is empty, or has only a temporary file."""
-
-    folder: str
-
-    def key(self) -> tuple[str, ...]:
-        return (self.folder,)
-
-
-class _HostsLeftovers(Kind[HostsLeftover], of=HostsLeftover):
-    is_of_host = True
-
-    def describe(self, step: Step[HostsLeftover]) -> str:
-        return f"hosts file {step.obj.folder}: {step.action}"
-
-    def noun(self, obj: HostsLeftover) -> str:
-        return f"hosts file {os.path.join(path_of(obj.folder), 'hosts')}"
-
-    def wanted(self, want: State, have: State) -> frozenset[HostsLeftover]:
-        """Return the leftover folders to keep: those that desired hosts files will use."""
-        files = want[HostsFile]
-        return frozenset(r for r in have[HostsLeftover] if HostsFile(r.folder) in files)
-
-    def read(self, space: Space, objects: Collection[HostsLeftover]) -> Iterable[HostsLeftover]:
-        reading = space.reading
-        names = {obj.folder for obj in objects}
-        names.update(file.folder for file in space.objects(HostsFile))
-        names.update(folders() if reading.everything else ())
-        for name in sorted(names - reading.hosts_texts.keys()):
-            with suppress(OSError):
-                path = path_of(name)
-                if not os.path.islink(path) and set(os.listdir(path)) <= {"hosts.new"}:
-                    yield HostsLeftover(name)
-
-    def write(self, writer: Writer, steps: Sequence[Step[HostsLeftover]]) -> None:
-        remove(steps[0].obj.folder)

@@ -141,10 +141,6 @@ class Kind(Generic[T]):
     field_texts: tuple[tuple[str, str], ...] = ()
     """Pairs (field, text for a difference of this field). ``{}`` in the text is the actual value.
     """
-    vanishes_with_parent = True
-    """Whether deleting the parent of an object deletes the object, so that it needs no step."""
-    is_only_set = False
-    """Whether objects cannot be deleted; existing objects that are not desired then stay."""
     names_links = False
     """Whether `links` can return names of network interfaces."""
     is_read_by_link = False
@@ -222,12 +218,6 @@ class Kind(Generic[T]):
         """
         return want[self.type]
 
-    def in_scope(self, have: State, want: State, before: State) -> frozenset[T]:
-        """Return the existing objects of this kind that a change may modify. ``have`` is the actual
-        state. ``before`` and ``want`` are the desired states before and after the change.
-        """
-        return have[self.type]
-
     def blocking(self, want: State, have: State) -> frozenset[T]:
         """Return existing objects to delete first, because they conflict with desired objects."""
         return frozenset()
@@ -247,25 +237,13 @@ class Kind(Generic[T]):
             elif actual != obj:
                 made.append(Step("change", obj, actual))
         for obj in sorted([*before.values(), *more]):
-            vanishes = any(parent in disappearing for parent in self.parents(obj))
-            if not (self.vanishes_with_parent and vanishes):
+            if not any(parent in disappearing for parent in self.parents(obj)):
                 deleted.append(Step("delete", obj))
         return (), made, deleted, ()
 
     def is_read_back(self, step: Step[T]) -> bool:
         """Return whether niso verifies a step by reading the object from the kernel again."""
         return step.action == "change" or not self.is_acknowledged
-
-    def to_verify(self, have: State, want: State, candidates: State) -> frozenset[T]:
-        """Return the existing objects of this kind that must be equal to desired objects after a
-        change. ``have`` is the state after the change. ``candidates`` are all objects that the
-        change concerned.
-        """
-        return have[self.type]
-
-    def missing(self, obj: T) -> Finding:
-        """Return the problem that is reported if a desired object does not exist."""
-        return Finding("missing", self.noun(obj))
 
     def causes(self, obj: T, actual: T | None) -> tuple[str, ...]:
         """Return the conditions that would explain why ``obj`` is missing (``actual`` is None) or
@@ -395,7 +373,7 @@ def in_netns(netns: str) -> str:
 ORDER = (
     *("Ruleset", "Element", "RoutingRule", "WireGuard", "Bridge", "Vxlan", "Netns", "NetnsName"),
     *("Sysctl", "Fdb", "Veth", "Shaper", "Address", "Route", "PermanentNeighbour", "ForeignPort"),
-    *("Neighbour", "HostsFile", "HostsLeftover", "HostsLine"),
+    *("Neighbour", "HostsFile", "HostsLine"),
 )
 """Class names of the objects, in the order of their creation; deletion is in reverse."""
 
@@ -714,28 +692,6 @@ def _asked(kind: Kind[Any], present: Iterable[Any], objects: Collection[Any]) ->
     keys = {(obj.key(), kind.links(obj)) for obj in objects}
     by_name = {obj.key() for obj in objects if not kind.is_read_by_link}
     return [obj for obj in present if obj.key() in by_name or (obj.key(), kind.links(obj)) in keys]
-
-
-def read(
-    candidates: State,
-    alias: str,
-    sockets: Sockets,
-    foreign: Foreign | None = None,
-    with_strays: bool = False,
-    skip_transactional: bool = False,
-) -> State:
-    """Return the requested objects that exist in the kernel. See `niso.kernel.real.Kernel.read`."""
-    return Reading(alias, sockets, foreign, with_strays, everything=False).run(
-        candidates, skip_transactional
-    )
-
-
-def read_all(want: State, alias: str, sockets: Sockets, foreign: Foreign) -> State:
-    """Return all objects of a state folder that exist. See `niso.kernel.real.Kernel.read_all`."""
-    reading = Reading(alias, sockets, foreign, with_strays=True, everything=True)
-    reading.candidates = want
-    claimed: Iterable[Any] = (obj for kind in KINDS for obj in kind.claimed(reading))
-    return reading.run(want | State(claimed))
 
 
 # --- the steps from an actual to a desired state --------------------------------------------------

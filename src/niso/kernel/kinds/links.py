@@ -19,7 +19,6 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import BRIDGE_GROUP, PORT_GROUP
 from niso.kernel import link_records, neighbour_tables, proc_sys
 from niso.kernel.kinds.kind import AnyStep, Kind, Reading, Space, State, Step, Steps, existing
-from niso.kernel.kinds.namespaces import Netns, NetnsName
 from niso.kernel.link_records import ARP_OFF, ARP_OFF_INSIDE, GROUPS, NEW_PORT, Link, new_port
 from niso.kernel.neighbour_tables import is_fixed
 from niso.kernel.netns import open_fd
@@ -255,8 +254,6 @@ class _Veths(Kind[Veth], of=Veth):
     parents_format = ("netns {0.netns}",)
     names_links = True
     parent_name_format = "link /{0.netns}/{0.peer}"
-    # a process could keep the namespace alive, and so the link on the bridge, without guards
-    vanishes_with_parent = False
     is_acknowledged = True
     reads_closed_spaces = True
 
@@ -317,12 +314,10 @@ class _Veths(Kind[Veth], of=Veth):
             and wanted.get(veth.name) != (veth.netns, veth.peer, veth.mac)
         )
 
-    def to_verify(self, have: State, want: State, candidates: State) -> frozenset[Veth]:
-        """Return the veth pairs except those in deleted namespaces, which disappear later."""
-        stays = {space.name for space in want[Netns]} | {name.name for name in want[NetnsName]}
-        dying = {veth.name for veth in candidates[Veth] if veth.netns not in stays}
-        dying -= {veth.name for veth in want[Veth]}
-        return frozenset(veth for veth in have[Veth] if veth.name not in dying or veth.bridge)
+    def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
+        # a pair in a deleted namespace needs a step: a process could keep the namespace alive, and
+        # so the link on the bridge, without guards
+        return super().steps(want, have, ())
 
     def conditions(self, obj: Veth, actual: Veth) -> Iterable[str]:
         if not actual.peer:  # objects on the inner end cannot be seen

@@ -164,16 +164,6 @@ class _Elements(Kind[Element], of=Element):
         ended = {e for e in want[Element] if e.ends and not policy_rules.is_wanted(e.value, now)}
         return want[Element] - ended if ended else want[Element]
 
-    def in_scope(self, have: State, want: State, before: State) -> frozenset[Element]:
-        """Return the existing elements that are desired now, or that were desired for the same
-        services and networks before the change.
-        """
-        keys = {element.key() for element in want[Element]}
-        owners = {(element.key(), element.owner, element.entry) for element in before[Element]}
-        return frozenset(
-            e for e in have[Element] if e.key() in keys or (e.key(), e.owner, e.entry) in owners
-        )
-
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
         """Return the transactions that change elements. The first transaction is executed before
         all other steps. Elements that restrict another object, such as a bridge port, are deleted

@@ -49,8 +49,6 @@ class Sysctl(NamedTuple):
 
 
 class _Sysctls(Kind[Sysctl], of=Sysctl):
-    is_only_set = True
-
     def parents(self, obj: Sysctl) -> tuple[str, ...]:
         link = _link(obj)
         netns = f"netns {obj.netns}"
