@@ -148,6 +148,8 @@ def take(lab: Lab) -> Snapshot:
 
 def differences(before: Any, after: Any, at: str = "") -> list[str]:
     """Every place where two snapshots differ, in words; empty where they are equal."""
+    if before == after:
+        return []
     if isinstance(before, dict) and isinstance(after, dict):
         found = []
         for key in sorted({*before, *after}):
@@ -157,4 +159,4 @@ def differences(before: Any, after: Any, at: str = "") -> list[str]:
         gone = [each for each in before if each not in after]
         come = [each for each in after if each not in before]
         return [f"{at}: -{each}" for each in gone] + [f"{at}: +{each}" for each in come]
-    return [] if before == after else [f"{at}: {before!r} -> {after!r}"]
+    return [f"{at}: {before!r} -> {after!r}"]

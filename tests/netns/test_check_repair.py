@@ -12,7 +12,7 @@ import snapshots
 from conftest import Lab
 from damage_world import World
 from damages import DAMAGES, Damage, fits
-from services import CLIENT, HOST, address, answer, ask, echo, idle, inspect, on, refused
+from services import CLIENT, HOST, answer, ask, echo, idle, inspect, on, refused
 
 LONG = os.environ.get("NISO_TEST_LONG") == "1"
 """Each damage alone, on networks of one family and of both; else each once, together with some that touch other things."""
@@ -111,8 +111,9 @@ def _damage_and_mend(shared: World, damages: list[Damage]) -> None:
     if not anew:
         assert "\n".join(snapshots.differences(before, snapshots.take(lab))) == ""
     assert answer(lab, HOST, 8080, "client") == f"api {CLIENT}"
-    assert address(lab, "api") == "10.99.1.2"
-    there = os.stat(lab.path(f"/proc/{shared.pid}/ns/net")).st_ino
+    api = inspect(lab, "api")
+    assert api["endpoints"][0]["address"][0] == "10.99.1.2"
+    there = os.stat(lab.path(f"/proc/{api['pid']}/ns/net")).st_ino
     assert there == os.stat(lab.path("/run/netns/niso-api")).st_ino
     if anew:
         for left in ("tap0", "tap1"):

@@ -194,3 +194,42 @@ def test_question_to_explain_that_cannot_be_is_refused(
 ) -> None:
     world.activate(world.package("api"), world.package("db"))
     assert said in world.refused("net", "explain", source, *to.split(), status=2)
+
+
+def test_explanation_in_words(world: World) -> None:
+    for name, number in (("backend", 1), ("front", 2)):
+        subnets = (f"10.99.{number}.0/24", f"fd00:99:{number}::/64")
+        world.make(name, *subnets)
+    back, front = {"network": "backend", "ports": ["5432:80"]}, {"network": "front"}
+    ingress = {"network.policy": {"allow_from": ["api:80"]}}
+    egress = {"network.policy.egress": {"allow": ["db:80-82"], "deny": ["db:81/tcp"]}}
+    world.activate(
+        world.package("db", network=back, **ingress),
+        world.package("api", network={"network": "backend"}, **egress),
+        world.package("web", network=front),
+        world.package("both", network={"networks": ["front", "backend"]}),
+    )
+    done = world.niso("net", "explain", "api", "db:81", check=False)
+    assert done.returncode == 1 and not done.stderr
+    first, *rest = done.stdout.splitlines()
+    assert first == "api (10.99.1.3) → db (10.99.1.2):81/tcp: drop"
+    assert '  egress   drop  denied by network.policy.egress.deny[0] of api ("db:81/tcp")' in rest
+    assert "  ingress  drop  not listed in network.policy.allow_from of db" in rest
+    assert "  path     pass  api and db are both on network backend" in rest
+    direct = world.niso("net", "explain", "192.0.2.2", "db:80", check=False).stdout
+    assert "only by its published ports" in direct.splitlines()[1]
+    # one family where the other has another fate
+    assert "over IPv6" not in world.niso("net", "explain", "both", "web").stdout
+    policy = {"network.policy": {"deny_from": ["fd00::/8"]}}
+    world.activate(world.package("web", network=front, **policy))
+    differs = world.niso("net", "explain", "both", "web").stdout
+    assert "over IPv6 (fd00:99:2::2) drop: denied by network.policy.deny_from[0]" in differs
+    found = json.loads(world.niso("net", "explain", "both", "web", "--json").stdout)
+    assert found["other_family"]["verdict"] == "drop"
+    # a service that is not active sends nothing and gets nothing
+    world.niso("deactivate", "web")
+    found = json.loads(world.niso("net", "explain", "both", "web:80", "--json", check=False).stdout)
+    assert found["path"]["words"] == "web is not active"
+    said = world.refused("net", "explain", "web", "both:80", "--prove", status=2)
+    assert "web is not active, so it cannot send\n  hint: niso activate web" in said
+    assert world.niso("net", "explain", "web", "both:80", check=False).returncode == 1
