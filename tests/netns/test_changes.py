@@ -131,56 +131,45 @@ def test_new_name_needs_no_restart(lab: Lab, shown: Any) -> None:
     )
 
 
-def _environment(lab: Lab) -> str:
-    return echo(lab, "api", environment={"LEVEL": "debug"}, network={"ports": ["8080:80"]})
+WEB = {"ports": ["8080:80"]}
 
 
-def _arguments(lab: Lab) -> str:
-    echo(lab, "api")
+def changes(lab: Lab) -> Iterator[tuple[str, str]]:
+    """Change what the process of api sees; yield what was changed, and the folder."""
+    environment = {"LEVEL": "debug"}
+    yield "environment", echo(lab, "api", environment=environment, network=WEB)
     words = ("/usr/bin/python3", "-ISu", "/app/echo.py", "again", "80")
-    return package(lab, "api", *words, network={"ports": ["8080:80"]})
-
-
-def _content(lab: Lab) -> str:
-    folder = echo(lab, "api", network={"ports": ["8080:80"]})
-    lab.write(
-        f"{folder}/echo.py", lab.path(f"{folder}/echo.py").read_text() + "# another one\n", 0o755
-    )
-    return folder
-
-
-def _volume(lab: Lab) -> str:
-    return echo(lab, "api", volumes={"data": {"mount": "/data"}}, network={"ports": ["8080:80"]})
-
-
-def _capability(lab: Lab) -> str:
-    return echo(lab, "api", isolation={"capabilities": ["NET_RAW"]}, network={"ports": ["8080:80"]})
-
-
-CHANGES = (_environment, _arguments, _content, _volume, _capability)
+    yield "arguments", package(lab, "api", *words, network=WEB)
+    folder = echo(lab, "api", network=WEB)
+    text = lab.path(f"{folder}/echo.py").read_text() + "# another one\n"
+    lab.write(f"{folder}/echo.py", text, 0o755)
+    yield "content", folder
+    yield "volume", echo(lab, "api", volumes={"data": {"mount": "/data"}}, network=WEB)
+    raw = {"capabilities": ["NET_RAW"]}
+    yield "capability", echo(lab, "api", isolation=raw, network=WEB)
 
 
 def test_what_the_process_itself_sees_restarts_it_in_the_same_namespace(
     lab: Lab, shown: Any
 ) -> None:
-    lab.niso("activate", echo(lab, "api", network={"ports": ["8080:80"]}))
-    for change in CHANGES:
+    lab.niso("activate", echo(lab, "api", network=WEB))
+    for change, folder in changes(lab):
         known = Known(lab, "api")
-        steps = shown(change(lab))
-        if change is _capability:  # raw sockets: a limit of fragments, and checksums by software
+        steps = shown(folder)
+        if change == "capability":  # raw sockets: a limit of fragments, and checksums by software
             assert steps.pop(0).startswith("nft 'add element bridge niso fragments ")
             assert "ethtool -K eth0 tx off" in steps.pop(0)
         stop, start = [step for step in steps if not step.startswith("copy package")]
         assert stop == "stop api" and start == steps[-1] and start.startswith("start api:")
         assert not known.same_process() and known.same_network()
         assert answer(lab, HOST, 8080, "client").split()[1] == "192.0.2.2"
-        if change is _content:
+        if change == "content":
             assert "# another one" in lab.niso("exec", "api", "--", "cat", "/app/echo.py").stdout
             # the former copy is kept for niso rollback
             assert len(os.listdir(lab.path("/var/lib/niso/packages/api"))) == 2
-        if change is _environment:
+        if change == "environment":
             assert "LEVEL=debug" in environment_of(lab, pid_of(lab, "api"))
-        if change is _volume:
+        if change == "volume":
             lab.niso("exec", "api", "--", "touch", "/data/kept")
     assert lab.niso("restart", "api").stdout == "api: restarted\n"
     assert not known.same_process() and known.same_network()

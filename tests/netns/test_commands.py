@@ -10,16 +10,7 @@ import subprocess
 from typing import Any
 
 from conftest import Lab
-from services import (
-    echo,
-    idle,
-    inspect,
-    on,
-    package,
-    pid_of,
-    process_below,
-    refused,
-)
+from services import echo, idle, inspect, on, package, pid_of, process_below, refused
 
 # --- ps and inspect ---------------------------------------------------------------------------------------------------
 

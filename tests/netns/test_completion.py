@@ -55,20 +55,18 @@ class Terminal:
         return said
 
 
-@pytest.fixture
-def world(lab: Lab) -> Lab:
-    network = on("backend", ports=["8080:80", "127.0.0.1:53:53/udp"])
-    lab.niso(
-        "activate",
-        idle(lab, "payments", network=network),
-        idle(lab, "postgres"),
-        idle(lab, "other"),
-    )
-    lab.niso("deactivate", "other")
-    lab.niso("port-forward", "payments", "9090:90")
-    lab.write("/tmp/there/shop/stack.toml", "")
-    lab.write("/tmp/there/one.toml", "")
-    return lab
+@pytest.fixture(scope="module")
+def world() -> Iterator[Lab]:
+    """A host that completion does not change."""
+    with Lab() as lab:
+        network = on("backend", ports=["8080:80", "127.0.0.1:53:53/udp"])
+        payments = idle(lab, "payments", network=network)
+        lab.niso("activate", payments, idle(lab, "postgres"), idle(lab, "other"))
+        lab.niso("deactivate", "other")
+        lab.niso("port-forward", "payments", "9090:90")
+        lab.write("/tmp/there/shop/stack.toml", "")
+        lab.write("/tmp/there/one.toml", "")
+        yield lab
 
 
 @pytest.fixture(params=SHELLS)

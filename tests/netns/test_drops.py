@@ -233,14 +233,21 @@ def test_what_others_log_to_the_group_is_not_shown(world: Lab) -> None:
         assert ended(process) == (130, "")
 
 
-def test_second_reader_is_told_who_reads(world: Lab) -> None:
+def test_log_has_one_reader_and_nothing_from_before_it(world: Lab) -> None:
+    send(world, "api", "db:82")
     with reading(world) as process:
+        send(world, "api", "db:81")
+        (line,) = lines_until(process, "  ")
+        assert "egress.deny" in line
         words = refused(world, "net", "drops")
         assert f"another process (pid {process.pid}) already reads the dropped packets" in words
         assert "  hint: stop that one first" in words
         assert ended(process)[0] == 130
-    with reading(world) as process:  # the group is free again
-        assert ended(process)[0] == 130
+    with reading(world, "web") as process:  # the group is free again
+        status, errors = ended(process)
+    assert status == 130
+    assert errors.startswith("niso: warning: log = true is not set in the policy of web")
+    assert "did you mean 'web'?" in refused(world, "net", "drops", "wbe")
 
 
 def test_log_ends_when_nobody_reads_its_output_any_more(world: Lab) -> None:
@@ -252,20 +259,3 @@ def test_log_ends_when_nobody_reads_its_output_any_more(world: Lab) -> None:
         ours.close()
         assert process.wait(20) == 1
     assert not bound(world)
-
-
-def test_log_of_nothing_that_is_logged_says_so(world: Lab) -> None:
-    with reading(world, "web") as process:
-        status, errors = ended(process)
-    assert status == 130
-    assert errors.startswith("niso: warning: log = true is not set in the policy of web")
-    assert "did you mean 'web'?" in refused(world, "net", "drops", "wbe")
-
-
-def test_nothing_is_kept(world: Lab) -> None:
-    send(world, "api", "db:82")
-    with reading(world) as process:
-        send(world, "api", "db:81")
-        (line,) = lines_until(process, "  ")
-        assert "egress.deny" in line
-        ended(process)

@@ -16,17 +16,7 @@ from fakes.engine import FakeEngine
 from samples import samples
 
 from niso.cluster.claims import Claims, Wanted
-from niso.cluster.engine import (
-    COMPACTED,
-    Compare,
-    Delete,
-    Event,
-    Keys,
-    NoAnswer,
-    Put,
-    Refused,
-    Txn,
-)
+from niso.cluster.engine import COMPACTED, Compare, Delete, Event, Keys, NoAnswer, Put, Refused, Txn
 from niso.cluster.etcd import Etcd, Reach
 from niso.cluster.key_values import Spec
 from niso.cluster.membership import ClusterKeys
@@ -109,6 +99,7 @@ def test_transaction_that_cannot_be_is_refused_whole(engine: Etcd, at: str) -> N
 
 
 def test_lease_ends_with_its_keys(engine: Etcd, at: str) -> None:
+    """Revoked, or if no client renews it."""
     lease = engine.grant(30)
     assert engine.commit(Txn((), (Put(at + "live", "", lease),)))
     assert engine.get(at).items[0].lease == lease
@@ -117,9 +108,6 @@ def test_lease_ends_with_its_keys(engine: Etcd, at: str) -> None:
     engine.revoke(lease)
     assert engine.keys(at) == []
     assert not engine.renew_lease(lease)
-
-
-def test_lease_that_nobody_keeps_ends(engine: Etcd, at: str) -> None:
     lease = engine.grant(2)
     assert engine.commit(Txn((), (Put(at + "live", "", lease),)))
     if isinstance(engine, FakeEngine):

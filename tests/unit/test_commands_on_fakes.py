@@ -104,6 +104,7 @@ def test_argument_is_a_manifest_a_folder_or_a_known_service(
     assert not world.niso("activate", "api").stderr
     assert world.pid("api")
     assert "'nothing'" in world.refused("activate", "nothing")
+    assert "--timeout" in world.refused("activate", "--timeout", "soon", "api", status=2)
 
 
 def test_new_port_leaves_the_process_alone(world: World) -> None:
