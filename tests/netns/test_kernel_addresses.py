@@ -125,8 +125,8 @@ def test_routes_are_added_once_read_and_deleted(
                 rtnl.add_route(everywhere, other, link.index)
             assert caught.value.errno == errno.EEXIST
         for _ in range(2):
-            rtnl.delete_route(everywhere, gateway, link.index)
-            rtnl.delete_route(direct, "", link.index)
+            rtnl.delete_route(everywhere, gateway, link.index, 0)
+            rtnl.delete_route(direct, "", link.index, 0)
         assert shown() == set()
         # the kernel's own to the prefix, one without a gateway, and one by it
         whole = prefix(own)
@@ -135,7 +135,7 @@ def test_routes_are_added_once_read_and_deleted(
         sh(f"ip route add {whole} dev niso-b metric 9")
         rtnl.add_connected_route(link.index, own)
         rtnl.delete_connected_route(link.index, own)
-        rtnl.delete_route(whole, "", link.index)
+        rtnl.delete_route(whole, "", link.index, 0)
         assert shown() == {(whole, gateway, "boot")}
         rtnl.delete_address(link.index, own)
         rtnl.add_address(link.index, own, routed=False)

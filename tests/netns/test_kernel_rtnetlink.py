@@ -76,9 +76,9 @@ def test_bridge_has_its_own_nf_call_and_the_sysctls_stay(everywhere: str) -> Non
         rtnl.add_bridge("niso-c", mtu=1500, alias=ALIAS, call_ip6tables=True)
         assert (calls("niso-a"), calls("niso-b"), calls("niso-c")) == ((0, 0), (1, 0), (0, 1))
         rtnl.set_link("niso-b", mtu=1400)
-        rtnl.set_calls("niso-b", call_ip6tables=True)
+        rtnl.set_calls("niso-b", None, call_ip6tables=True)
         assert (calls("niso-b"), ip("link show niso-b")[0]["mtu"]) == ((1, 1), 1400)
-        rtnl.set_calls("niso-b", call_iptables=False)
+        rtnl.set_calls("niso-b", call_iptables=False, call_ip6tables=None)
         assert calls("niso-b") == (0, 1)
         rtnl.set_calls("niso-b", call_iptables=True, call_ip6tables=False)
         assert calls("niso-b") == (1, 0)
@@ -86,7 +86,7 @@ def test_bridge_has_its_own_nf_call_and_the_sysctls_stay(everywhere: str) -> Non
         assert calls("niso-b") == (1, 0)
         sh("ip link add p1 type veth peer p2")
         with pytest.raises(KernelError, match="'p1'"):
-            rtnl.set_calls("p1", call_iptables=True)
+            rtnl.set_calls("p1", call_iptables=True, call_ip6tables=None)
     assert sysctls() == before
 
 

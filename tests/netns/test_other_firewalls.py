@@ -19,7 +19,7 @@ OUT = ("outward", "within the network")
 DROPS = (
     "import json, sys\nfrom niso.look.other_firewalls import foreign_drops\nfrom niso.kernel.real import Kernel\n"
     "names, bridged = sys.argv[2:], sys.argv[1] == '1'\n"
-    "print(json.dumps([[*drop, drop.describe()] for drop in foreign_drops(Kernel(), names, bridged)]))"
+    "print(json.dumps([[*drop, drop.describe()] for drop in foreign_drops(Kernel(), names, bridged, (4,))]))"
 )
 
 

@@ -12,7 +12,7 @@ FINE = (
     *(ONE, SIX, "192.168.1.5", "192.0.2.7", "198.51.100.5", "198.51.100.8"),
     *("64:ff9b::203.0.113.9", "2002:cb00:7109::1"),
 )
-FREE = forbidden_addresses(frozenset(), ())
+FREE = forbidden_addresses(frozenset(), (), (), ())
 
 
 def states(answer: Outside) -> dict[str, str]:

@@ -443,7 +443,7 @@ def test_no_bridge_asks_nothing(monkeypatch) -> None:
     monkeypatch.setattr(
         foreign_chains.ForeignChains, "base_chains", lambda self: pytest.fail("asked")
     )
-    assert other_firewalls.foreign_drops(Kernel(), [], True) == []
+    assert other_firewalls.foreign_drops(Kernel(), [], True, (4,)) == []
 
 
 PORT = RegisterLoad(R1, "payload", 2, 2, 2)
@@ -536,7 +536,7 @@ def test_chains_that_jump_in_a_circle_end() -> None:
 )  # fmt: skip
 def test_port_matches_of_iptables_are_read(name, revision, info, expected) -> None:
     fields = {1: name.encode() + b"\0", 2: struct.pack(">I", revision), 3: info}
-    assert foreign_chains._match(fields) == (() if expected is None else (expected,))
+    assert foreign_chains._match(fields, "") == (() if expected is None else (expected,))
 
 
 def test_address_matches_of_iptables_are_read() -> None:
@@ -550,4 +550,4 @@ def test_address_matches_of_iptables_are_read() -> None:
         Between(80, ends[2], ends[3], True),
     )
     assert foreign_chains._match(fields, "inet") == (MAY_MATCH,)
-    assert foreign_chains._match({1: b"set\0", 3: b"?"}) == (MAY_MATCH_END,)
+    assert foreign_chains._match({1: b"set\0", 3: b"?"}, "") == (MAY_MATCH_END,)

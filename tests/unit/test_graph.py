@@ -197,7 +197,7 @@ def test_flows_that_pass_because_of_an_audit_are_not_drawn_as_allowed() -> None:
     ]
     dotted = 'color="#9a6700", fontcolor="#9a6700", style=dotted];'
     assert f'n_bad -> n_db [label=":80 would be denied", {dotted}' in graph.dot(
-        graph.of_traffic(there, flows, None)
+        graph.of_traffic(there, flows, None), {}
     )
     declared = graph.of_policies(there, None, False)
     assert [edge[2:] for edge in declared[2]] == [
@@ -223,7 +223,7 @@ def test_names_cannot_be_syntax(names: list[str]) -> None:
     plain = rf"(flowchart LR|end|subgraph g\d+\[{quoted}\]|\w+\[{quoted}\]|\w+ -- {quoted} --> \w+)"
     for line in graph.mermaid(picture).splitlines():
         assert re.fullmatch(rf" *{plain}", line), line
-    for text in (graph.mermaid(picture), graph.dot(picture)):
+    for text in (graph.mermaid(picture), graph.dot(picture, {})):
         strings = "".join(re.findall(quoted, text)).replace("<br>", "").replace("\\n", "")
         assert text.isascii() or "→" in text or all(ord(c) < 128 for c in strings)
         assert not set(strings) & set("<>\\'`;[]{}") - {";"}

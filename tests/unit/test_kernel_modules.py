@@ -81,7 +81,7 @@ def test_change_that_a_missing_module_prevents_names_the_module(tmp_path, monkey
         raise KernelError("nft: could not process rule: no such file or directory")
 
     step = SimpleNamespace(kind=SimpleNamespace(write=refuse), describe=lambda: "add rules")
-    writer = real.Writer([], Sockets())
+    writer = real.Writer([], Sockets(), None)
     with pytest.raises(KernelError) as error:
         writer._do([step])  # type: ignore[list-item]
     assert "nft_masq:" in str(error.value.hint)

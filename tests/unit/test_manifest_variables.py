@@ -249,11 +249,11 @@ def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
     # one that comes after the check is not followed
     for link in ("sub/own.env", "sub"):
         there = str(folder / "sub" / "own.env")
-        assert toml.content(there, "", links=False) == b"OWN=1\n"
+        assert toml.content(there, "", None, links=False) == b"OWN=1\n"
         (folder / link).rename(folder / "moved")
         (folder / link).symlink_to(folder / "moved")
         with pytest.raises(Error):
-            toml.content(there, "", links=False)
+            toml.content(there, "", None, links=False)
         (folder / link).unlink()
         (folder / "moved").rename(folder / link)
 

@@ -310,7 +310,7 @@ def test_sharers_follow_a_provider_that_shows_them_something_else(store: Store) 
     same = target(
         "api", network="one", hostname="web", ports=["1:1"], aliases=["x"], ip="10.99.1.9"
     )
-    assert [target.name for target in scope.with_followers(store, [same])] == ["api"]
+    assert [target.name for target in scope.with_followers(store, [same], ())] == ["api"]
     scope.check(store, [provider])
     for network in (
         {"network": "two", "hostname": "web"},

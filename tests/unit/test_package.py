@@ -447,7 +447,7 @@ mode = "none"
 def as_copied(spec: ServiceSpec, copy: Path) -> ServiceSpec:
     """What the manifest of a copy says of a service, without where its files are."""
     copy.mkdir(exist_ok=True)
-    package.keep_manifest(str(copy), spec)
+    package.keep_manifest(str(copy), spec, ())
     copied = load.load(str(copy)).spec
     return copied._replace(process=copied.program._replace(apart=spec.program.apart))
 
@@ -475,7 +475,7 @@ def test_manifest_of_a_copy_is_written_only_if_it_differs(tmp_path: Path) -> Non
     as_copied(spec, tmp_path / "copy")
     file = tmp_path / "copy" / "manifest.toml"
     before = file.stat().st_ino
-    package.keep_manifest(str(tmp_path / "copy"), spec)
+    package.keep_manifest(str(tmp_path / "copy"), spec, ())
     assert file.stat().st_ino == before
     (tmp_path / "manifest.toml").write_text(JOB.replace("none", "host"))
     assert as_copied(load.load(str(tmp_path)).spec, tmp_path / "copy").network.mode == "host"

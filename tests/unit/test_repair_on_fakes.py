@@ -84,7 +84,7 @@ def test_repair_puts_right_what_check_finds(world: World, damage: Callable[[Worl
     there = world.picture()[2]
     damage(world)
     assert check(world.machine)
-    repair.plan_repair(world.machine)
+    repair.plan_repair(world.machine, False)
     assert repair.repair_all(world.machine) > 0
     world.assert_whole()
     assert world.picture()[2] == there

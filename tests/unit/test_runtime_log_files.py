@@ -254,14 +254,14 @@ def test_logs_of_several_services_are_one_in_order_of_time(files: Files) -> None
     write_log(files, "db", "02 b", "03 c")
     names = ["api", "db", "never-ran"]
     expected = [("api", b"a\n"), ("db", b"b\n"), ("db", b"c\n"), ("api", b"d\n"), ("api", b"e\n")]
-    assert list(logs.read_joint(names)) == expected
-    assert list(logs.read_joint(names, 1)) == [("db", b"c\n"), ("api", b"e\n")]
+    assert list(logs.read_joint(names, None, False, False, None)) == expected
+    assert list(logs.read_joint(names, 1, False, False, None)) == [("db", b"c\n"), ("api", b"e\n")]
 
 
 def test_followed_logs_begin_in_order_and_go_on_until_all_are_removed(files: Files) -> None:
     write_log(files, "api", "01 a", "03 c")
     write_log(files, "db", "02 b")
-    lines = logs.read_joint(["api", "db"], follow=True)
+    lines = logs.read_joint(["api", "db"], None, True, False, None)
     assert [next(lines) for _ in range(3)] == [("api", b"a\n"), ("db", b"b\n"), ("api", b"c\n")]
     write_log(files, "db", "04 d")
     assert next(lines) == ("db", b"d\n")

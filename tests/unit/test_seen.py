@@ -258,7 +258,12 @@ def test_element_of_each_family_is_named_with_the_line_of_the_manifest() -> None
 def test_other_family_where_both_have_it() -> None:
     store, about = Store.open(), made()
     other = packet_path.other_family(
-        store, about, PacketEnd("api"), PacketEnd("db"), Packet("10.99.1.3", "10.99.1.2", 80, "tcp")
+        store,
+        about,
+        PacketEnd("api"),
+        PacketEnd("db"),
+        Packet("10.99.1.3", "10.99.1.2", 80, "tcp"),
+        {},
     )
     assert other is not None and other.packet == Packet("fd00:99:1::3", "fd00:99:1::2", 80, "tcp")
     assert (
@@ -268,6 +273,7 @@ def test_other_family_where_both_have_it() -> None:
             PacketEnd("web"),
             PacketEnd("db"),
             Packet("10.99.2.2", "10.99.1.2", 80, "tcp"),
+            {},
         )
         is None
     )

@@ -58,7 +58,7 @@ StartingHealth = events.event_class("StartingHealth", lambda: "start niso health
 WritingSpec = events.event_class("WritingSpec", lambda service: f"write spec.json of {service}")
 
 
-def plan_repair(machine: Machine, network_only: bool = False) -> None:
+def plan_repair(machine: Machine, network_only: bool) -> None:
     """Report the steps that a repair would take, except those that recover interrupted changes.
 
     With ``network_only``, reports the steps of `repair_network`, otherwise those of `repair_all`.

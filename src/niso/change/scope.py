@@ -246,9 +246,7 @@ def followers(store: Store, wanted: Iterable[Target], ending: Iterable[str]) -> 
     return restarting
 
 
-def with_followers(
-    store: Store, wanted: Iterable[Target], ending: Iterable[str] = ()
-) -> list[Target]:
+def with_followers(store: Store, wanted: Iterable[Target], ending: Iterable[str]) -> list[Target]:
     """Return targets for the services to activate and for those that must restart with them.
 
     Services with their own namespaces come first.

@@ -88,7 +88,7 @@ def _print_others(others: niso.OtherFirewalls) -> None:
         print(output.escaped(f"  {'others':<8} {verdict:<4}  {text}"))
 
 
-def _print_judged(judged: niso.Judged, but: str = "") -> None:
+def _print_judged(judged: niso.Judged, but: str) -> None:
     arrow = output.arrow()
     asked = (
         [_end(None, judged.asked.address, judged.asked.port)]

@@ -113,7 +113,7 @@ class Claims:
 
         return _repeated(attempt, f"{wanted.service}: other hosts keep changing what it needs")
 
-    def foreseen(self, wanted: Wanted, take: bool = False) -> ClusterClaim:
+    def foreseen(self, wanted: Wanted, take: bool) -> ClusterClaim:
         """Return the claim that `claim` would return, without writing to etcd."""
         have = self.held(wanted.service)
         joins = self._joins(wanted, have)

@@ -377,7 +377,7 @@ def _object(fields: dict[int, bytes]) -> Expression | None:
     return None if _number(fields, 1, 2) not in (2, 4, 5) else MAY_MATCH
 
 
-def _match(fields: dict[int, bytes], family: str = "") -> tuple[Expression, ...]:
+def _match(fields: dict[int, bytes], family: str) -> tuple[Expression, ...]:
     """Parse an iptables match: its name, its revision and its struct (linux/netfilter/xt_*.h)."""
     name, revision, info = string(fields.get(1, b"")), _number(fields, 2), fields.get(3, b"")
     one: Expression | None = MAY_MATCH

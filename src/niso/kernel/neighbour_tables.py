@@ -90,7 +90,7 @@ def permanent(rtnl: Rtnl) -> list[tuple[int, str, str]]:
     return rtnl.dump("list neighbours", _GETNEIGH, _request(socket.AF_UNSPEC), parse)
 
 
-def of_bridges(rtnl: Rtnl, bridge_index: int = 0) -> dict[int, set[StaticEntry]]:
+def of_bridges(rtnl: Rtnl, bridge_index: int) -> dict[int, set[StaticEntry]]:
     """Return {bridge index: static entries} for the forwarding databases of bridges. If
     ``bridge_index`` is 0, all bridges are read. The kernel walks all interfaces for each call.
 
@@ -134,7 +134,7 @@ def _entry(rtnl: Rtnl, port_index: int, mac: str) -> tuple[int, int, int]:
     return index, bridge, state
 
 
-def new_fdb_entry(port_index: int, mac: str, own: str = "") -> list[Message]:
+def new_fdb_entry(port_index: int, mac: str, own: str) -> list[Message]:
     """Return the messages that add a static entry to a bridge, which makes the bridge send frames
     for ``mac`` to the port ``port_index``. If the bridge has an entry for ``mac``, the kernel
     returns EEXIST.
@@ -220,7 +220,7 @@ def tunnel_entry(rtnl: Rtnl, index: int, mac: str) -> tuple[str, bool]:
     return (entry[2] if entry else "", is_fixed(rtnl, index, mac))
 
 
-def add_tunnel_entry(index: int, mac: str, host: str, was: str = "") -> list[Message]:
+def add_tunnel_entry(index: int, mac: str, host: str, was: str) -> list[Message]:
     """Return the messages that make a VXLAN device and its bridge send frames for a MAC to another
     host. ``host`` is the address of that host. ``was`` is the address to which the device sent
     these frames before, or "" if the device has no entry for the MAC.

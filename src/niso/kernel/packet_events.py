@@ -371,7 +371,7 @@ def trace_rules(
     port: int | None,
     proto: str,
     starts: bool,
-    published: Iterable[tuple[int, str, int]] = (),
+    published: Iterable[tuple[int, str, int]],
 ) -> str:
     """Return temporary nftables tables that mark packets for tracing, in nft(8) syntax. ``ends``
     are pairs (source, destination). If ``port`` is None, ICMP packets are marked. With ``starts``,

@@ -355,7 +355,7 @@ def can_filter() -> bool:
     )
 
 
-def filters(link: str, internal: bool = True) -> set[str]:
+def filters(link: str, internal: bool) -> set[str]:
     """Return the names of niso's bridge filters that the bridge ``link`` lacks. With ``internal``,
     the filter for internal networks is included.
     """

@@ -120,7 +120,7 @@ class Kernel:
             Writer(steps, self._sockets, detached).run()
 
     def write_best_effort(
-        self, steps: Iterable[AnyStep], detached: list[str] | None = None
+        self, steps: Iterable[AnyStep], detached: list[str] | None
     ) -> list[Error]:
         """Execute all steps as `write` does, but continue after a failure. Returns the errors.
         After a failure no nftables rule or element is deleted, because it may restrict an object
@@ -321,7 +321,7 @@ class Writer:
     """
 
     def __init__(
-        self, steps: Iterable[AnyStep], sockets: Sockets, detached: list[str] | None = None
+        self, steps: Iterable[AnyStep], sockets: Sockets, detached: list[str] | None
     ) -> None:
         self.steps = list(steps)
         self.sockets = sockets

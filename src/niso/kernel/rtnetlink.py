@@ -285,9 +285,7 @@ class Rtnl(netlink.Netlink):
         if messages:
             self.transact(*messages)
 
-    def set_calls(
-        self, name: str, call_iptables: bool | None = None, call_ip6tables: bool | None = None
-    ) -> None:
+    def set_calls(self, name: str, call_iptables: bool | None, call_ip6tables: bool | None) -> None:
         what = f"set nf_call_iptables, nf_call_ip6tables of '{name}'"
         own = of_kind("bridge", *link_records.call_flags(call_iptables, call_ip6tables))
         self.transact(change_link(what, _named(name) + own))
@@ -396,7 +394,7 @@ class Rtnl(netlink.Netlink):
             if not exists or wanted not in (route[:3] for route in self.routes(index)):
                 raise
 
-    def delete_route(self, destination: str, gateway: str, index: int, metric: int = 0) -> None:
+    def delete_route(self, destination: str, gateway: str, index: int, metric: int) -> None:
         """Delete the route to ``destination`` through this gateway. Metric 0 means any metric."""
         body = _route(destination, gateway, index, 0)
         body += u32(RTA_PRIORITY, metric) if metric else b""
@@ -513,7 +511,7 @@ def new_address(
     return messages
 
 
-def new_route(destination: str, gateway: str, index: int, metric: int = 0) -> Message:
+def new_route(destination: str, gateway: str, index: int, metric: int) -> Message:
     """Return the message that adds a route (`Rtnl.add_route`). An equal route must not exist."""
     what = f"add route {destination} via {gateway or 'link'} {index}"
     body = _route(destination, gateway, index, BOOT)

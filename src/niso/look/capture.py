@@ -255,8 +255,8 @@ class Tcpdump:
         arguments: Sequence[str],
         filter_: str,
         names: Mapping[str, str],
-        namespace: str = "",
-        stdin: int | None = None,
+        namespace: str,
+        stdin: int | None,
     ) -> None:
         program = shutil.which("tcpdump")
         if program is None:
@@ -405,8 +405,8 @@ class CaptureFile:
     def __init__(
         self,
         names: Mapping[str, str],
-        comment: Callable[[int], str] = lambda _: "",
-        most: int | None = None,
+        comment: Callable[[int], str],
+        most: int | None,
     ) -> None:
         self._names, self._comment, self._left = names, comment, most
         self._interfaces = 0

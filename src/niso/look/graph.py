@@ -368,9 +368,7 @@ _MARKS = {
 }
 
 
-def dot(
-    picture: Picture, marks: Mapping[str, tuple[str, str]] = MappingProxyType({}), first: int = 0
-) -> str:
+def dot(picture: Picture, marks: Mapping[str, tuple[str, str]], first: int = 0) -> str:
     """Render the picture in Graphviz's language (dot(1)).
 
     ``marks`` maps services to (health, note about the policy); both may be "". ``first`` is the

@@ -78,9 +78,9 @@ def learn_flows(
     service: str,
     name: Name,
     with_egress: bool,
-    network: Callable[[str], str] = str,
-    gap: str = "",
-    hidden: Collection[str] = (),
+    network: Callable[[str], str],
+    gap: str,
+    hidden: Collection[str],
 ) -> LearnedPolicy:
     """Derive a policy for a service that allows its recorded flows.
 
@@ -129,8 +129,8 @@ class _Learner:
         known: KnownService,
         name: Name,
         network: Callable[[str], str],
-        gap: str = "",
-        hidden: Collection[str] = (),
+        gap: str,
+        hidden: Collection[str],
     ) -> None:
         self._context, self._known, self._name, self._network = context, known, name, network
         self._gap, self._hidden = gap, hidden

@@ -62,7 +62,7 @@ class ForeignDrop(NamedTuple):
 
 
 def foreign_drops(
-    kernel: Kernel, bridges: Iterable[str], bridged: bool, families: Iterable[int] = (4,)
+    kernel: Kernel, bridges: Iterable[str], bridged: bool, families: Iterable[int]
 ) -> list[ForeignDrop]:
     """Return the chains of other programs in this network namespace that drop niso's packets.
 
@@ -79,7 +79,7 @@ def foreign_drops(
         return drops(source, chains, _bridges(names), bridged, tuple(families))
 
 
-def unseen(families: Iterable[int] = (4,)) -> list[str]:
+def unseen(families: Iterable[int]) -> list[str]:
     """Return a warning for each IP version with iptables-legacy rules, which niso cannot read."""
     return [
         f"rules of {tool} are not visible; check with {tool} -S FORWARD"

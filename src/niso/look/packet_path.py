@@ -417,7 +417,7 @@ def other_family(
     source: PacketEnd,
     destination: PacketEnd,
     packet: Packet,
-    closed: Mapping[str, Collection[str]] = MappingProxyType({}),
+    closed: Mapping[str, Collection[str]],
 ) -> ExplainedPacket | None:
     """Explain the same packet with the other IP version, or return None without addresses of it."""
     try:

@@ -110,7 +110,7 @@ def prepared(
 
 
 def with_paths(
-    resolved: Resolved, folder: str, owners: Collection[int] | None = None, base: str = ""
+    resolved: Resolved, folder: str, owners: Collection[int] | None, base: str = ""
 ) -> Resolved:
     """Make the relative paths in env_file, volumes and secrets of a manifest's data absolute.
 

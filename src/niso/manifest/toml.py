@@ -73,7 +73,7 @@ def _meant(path: str, is_missing: bool) -> str | None:
 def content(
     path: str,
     name: str,
-    owners: Collection[int] | None = None,
+    owners: Collection[int] | None,
     hint: str | None = None,
     links: bool = True,
     untrusted: str | None = None,

@@ -62,7 +62,7 @@ def walk(data: object, table: type, key: str = "") -> list[InvalidInput]:
 
 
 def unknown_key(
-    key: str, value: object, known: str, near: str | None, elsewhere: str = ""
+    key: str, value: object, known: str, near: str | None, elsewhere: str
 ) -> InvalidInput:
     """Build the error for an unknown key. ``key`` is its path.
 

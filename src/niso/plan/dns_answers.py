@@ -143,8 +143,8 @@ def _order(address: str) -> tuple[int, int]:
 def forbidden_addresses(
     host: Iterable[str],
     prefixes: Iterable[str],
-    bridges: Iterable[tuple[str, str]] = (),
-    local: Iterable[str] = (),
+    bridges: Iterable[tuple[str, str]],
+    local: Iterable[str],
 ) -> Forbids:
     """Return a function that returns why a DNS name may not have an address, or "" if it may. This
     prevents DNS rebinding.

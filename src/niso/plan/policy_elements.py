@@ -316,7 +316,7 @@ class _Entries:
     peer; above it they raise OverflowError. None means no limit.
     """
 
-    def __init__(self, direction: _Direction, meaning: _Meaning, most: int | None = None) -> None:
+    def __init__(self, direction: _Direction, meaning: _Meaning, most: int | None) -> None:
         self.direction = direction
         self.by_name, self.peers = meaning
         self._left = most

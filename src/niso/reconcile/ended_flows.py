@@ -135,9 +135,7 @@ def _targets(want: State) -> Callable[[str, str, int | None], set[str]]:
     return targets
 
 
-def flush_changed_ports(
-    kernel: Kernel, before: State, after: State, doubt: State = NO_STATE
-) -> None:
+def flush_changed_ports(kernel: Kernel, before: State, after: State, doubt: State) -> None:
     """Delete the flows to published ports that a change adds, removes or moves. ``before`` and
     ``after`` are desired states. All ports in ``doubt`` count as changed. Open TCP connections
     stay. Other flows may have been recorded without NAT, because a packet was sent while the port

@@ -28,7 +28,7 @@ from collections.abc import Iterable, Mapping
 from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import DOMAIN, alias
-from niso.base.report import Report, WarningEvent, silent
+from niso.base.report import Report, WarningEvent
 from niso.kernel.kinds.sysctls import FORWARDING, FORWARDING6, ON
 from niso.store.store import Store
 
@@ -263,7 +263,7 @@ def wanted(store: Store) -> list[str]:
     return [f"{address}  {' '.join(called)}" for address, called in names.items()]
 
 
-def update_host_names(kernel: Kernel, store: Store, report: Report = silent) -> bool:
+def update_host_names(kernel: Kernel, store: Store, report: Report) -> bool:
     """Write the names of active services to the host's hosts file. Returns whether the file
     changed. An error is only reported as a warning, because services do not depend on this file.
     The caller must have niso's lock.

@@ -327,10 +327,10 @@ def _identity(file: str | int) -> tuple[int, int] | None:
 
 def read_joint(
     services: list[str],
-    last: int | None = None,
-    follow: bool = False,
-    timestamps: bool = False,
-    since: float | None = None,
+    last: int | None,
+    follow: bool,
+    timestamps: bool,
+    since: float | None,
 ) -> Iterator[tuple[str, bytes]]:
     """Yield pairs (service, line) from the logs of several services, sorted by time.
 

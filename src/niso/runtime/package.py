@@ -162,7 +162,7 @@ def _write_to_disk(copy: str) -> None:
 
 
 def is_copied(
-    service: str, digest: str, folder: str, excluded: Excluded, manifest: str | None = None
+    service: str, digest: str, folder: str, excluded: Excluded, manifest: str | None
 ) -> bool:
     """Return whether a copy with this fingerprint exists, with files of the expected sizes. The
     manifest is not compared, because it may have changed.
@@ -180,7 +180,7 @@ def is_copied(
     )
 
 
-def keep_manifest(copy: str, spec: ServiceSpec, internal: Iterable[str] = ()) -> None:
+def keep_manifest(copy: str, spec: ServiceSpec, internal: Iterable[str]) -> None:
     """Write the active manifest into a package copy, unless the copy already has it.
 
     ``internal`` are the service's internal networks. A comment in the manifest lists them, because

@@ -357,7 +357,7 @@ class PolicyRows(ServiceRows):
         return allowed, [*beside, *(own for own in called if own not in beside)]
 
     def shadows(
-        self, services: Iterable[str], networks: Iterable[str] = (), fresh: Iterable[str] = ()
+        self, services: Iterable[str], networks: Iterable[str], fresh: Iterable[str] = ()
     ) -> set[str]:
         """Return other services whose lines in hosts files may change together with ``services``.
 

@@ -541,7 +541,7 @@ def lease(
     store: Store,
     service: str,
     network_name: str,
-    statics: Sequence[str] = (),
+    statics: Sequence[str],
     beside: frozenset[str] = frozenset(),
     kept: tuple[str, str] | None = None,
     prefers: Sequence[str] = (),

@@ -159,7 +159,7 @@ class SpanRows(Rows):
             by_service.setdefault(service, []).append(row)
         return {service: tuple(sorted(rows)) for service, rows in by_service.items()}
 
-    def called(self, services: Collection[str] | None = None) -> dict[str, tuple[str, ...]]:
+    def called(self, services: Collection[str] | None) -> dict[str, tuple[str, ...]]:
         """Return {service: names, hostname first} for services of other hosts. None means all."""
         by_service: dict[str, tuple[str, ...]] = {}
         query = "SELECT service, name FROM remote_name"
