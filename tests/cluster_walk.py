@@ -291,6 +291,8 @@ class Walk:
                 address = e.fields[3]
                 assert address not in heard, "two services"
                 heard[address] = e.owner
+        numbers = {(e.value[0], e.fields[3]) for e in elements if e.container == "vx44"}
+        assert numbers == {e.fields for e in elements if e.container == "heard4"}
         macs = {
             names.mac(service, on, store.cluster_id()): service
             for service in (

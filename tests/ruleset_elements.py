@@ -144,9 +144,10 @@ def all_elements(service: str, network: str, number: int = 0) -> list[Element]:
             element
             for host in ("198.51.100.2", "2001:db8::2")
             for element in elements.claim(
-                f"{service[:60]}-at", host, 1 << number, names.vxlan(network), mac, (four, six)
+                *(f"{service[:60]}-at", host, number + 1, 1 << number, names.vxlan(network)),
+                *(mac, (four, six)),
             )
-            if element.container.startswith("vx")
+            if element.container.startswith(("vx", "heard"))
         ),
     ]
 

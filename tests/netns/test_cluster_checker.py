@@ -129,10 +129,10 @@ class Checker:
 
     def require_unique(self) -> None:
         for name, host in self.made.hosts.items():
-            words = ("nft", "-j", "list", "set", "inet", "niso", "vx44")
+            words = ("nft", "-j", "list", "map", "inet", "niso", "vx44")
             shown = host.lab.run(*words, check=False).stdout
             for each in json.loads(shown)["nftables"] if shown else ():
-                elements = [e["elem"]["val"] for e in each.get("set", {}).get("elem", ())]
+                elements = [e["elem"]["val"] for e, _ in each.get("map", {}).get("elem", ())]
                 heard = [tuple(map(str, e["concat"][1::2])) for e in elements]
                 assert len(set(heard)) == len(heard), f"{name} hears two at one address: {elements}"
 

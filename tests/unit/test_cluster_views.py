@@ -81,6 +81,7 @@ def test_rules_of_another_host_follow_from_what_it_has_published(shown: Shown) -
         ("", "forward"),
     ]
     assert seen.path[2].text.startswith("198.51.100.2 . "), "this host is the outer source"
+    assert " : " not in seen.path[2].text, "c alone knows the number that it uses for this host"
     assert objects(seen.ingress) == [("c", "ingress4"), ("c", "in4_port")]
     assert API in seen.ingress[1].text and not [each for each in seen.counted if each.host]
     assert seen.verdict.ingress.message.endswith("c decides, by the policy that it has published")
@@ -89,7 +90,10 @@ def test_rules_of_another_host_follow_from_what_it_has_published(shown: Shown) -
     assert objects(refused.ingress)[0] == ("c", "ingress4")
     # what comes from there is for the rules of this host
     back = shown.explain(web, DB)
-    assert objects(back.path) == [("", "sources4"), ("", "vx44"), ("", "forward")]
+    lets = [("", container) for container in ("sources4", "vx44", "heard4", "forward")]
+    assert objects(back.path) == lets
+    number = back.path[1].text.rpartition(" : ")[2]
+    assert back.path[2].text == f"{number} . {web}"
     assert objects(back.ingress)[0] == ("", "ingress4")
     # and what passes between two others, for none of this host
     far = shown.publish("a", "far", policy_text(egress={"deny": ["web"]}))

@@ -41,6 +41,8 @@ _IFLA_QDISC = 6
 IFLA_GROUP = 27
 GROUPS = {"bridge": BRIDGE_GROUP, "veth": PORT_GROUP, "vxlan": TUNNEL_GROUP}  # by kind of link
 _IFLA_OPERSTATE = 16
+# the length in bytes up to which an interface joins packets of one flow (GRO)
+IFLA_GRO_MAX_SIZE, IFLA_GRO_IPV4_MAX_SIZE = 58, 64
 INFO_KIND, INFO_DATA, INFO_SLAVE_KIND, INFO_SLAVE_DATA = 1, 2, 4, 5
 BR_NF_CALL_IPTABLES, BR_NF_CALL_IP6TABLES = 36, 37
 BRPORT_MODE = 4  # hairpin
@@ -145,6 +147,9 @@ def parse_link(body: bytes) -> Link:
     group = _number(fields, IFLA_GROUP, 0)
     if group != GROUPS.get(kind, group):
         drift.append(f"group {group}")
+    if kind == "vxlan":
+        longest = max(_number(fields, n, 0) for n in (IFLA_GRO_MAX_SIZE, IFLA_GRO_IPV4_MAX_SIZE))
+        drift += [f"gro_max_size {longest}"] if longest > 1 else []
     if port:
         drift += _port_drift(port, _number(fields, _IFLA_OPERSTATE, 0), kind == "vxlan")
     else:

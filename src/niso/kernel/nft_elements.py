@@ -99,6 +99,7 @@ _NAMES = {
     "iface_index": _IFINDEX,
     "ifname": _IFNAME,
     "iifname": _IFNAME,
+    "meta priority": _CLASS,
     "@th,208,48": _MAC_NUMBER,
     "@th,192,32": _QUOTED4,
     "@th,256,128": _QUOTED6,

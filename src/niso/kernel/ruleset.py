@@ -50,7 +50,7 @@ SETS = "\n".join(
         "\tset sealed { type inet_service; }",
         "\tset vxlans { type ifname; }",
         f"\tset here {{ typeof {VNI} . {TO}; }}",
-        *(f"\tset vx{o}{i} {{ typeof {_key(o, i)}; }}" for o, i in _PAIRS),
+        *(f"\tmap vx{o}{i} {{ typeof {_key(o, i)} : meta priority; }}" for o, i in _PAIRS),
     )
 )
 """The sets for the UDP port, the VXLAN devices, services here, and other hosts' reservations.
@@ -83,7 +83,8 @@ CHAINS = "\n".join(
         "",
         "\tchain claimed {",
         *(
-            f"\t\t@th,64,8 0x08 @th,224,16 {_INNER[i][0]} {_key(o, i)} @vx{o}{i} notrack accept"
+            f"\t\t@th,64,8 0x08 @th,224,16 {_INNER[i][0]}"
+            f" meta priority set {_key(o, i)} map @vx{o}{i} notrack accept"
             for o, i in _PAIRS
         ),
         "\t}",
@@ -156,6 +157,7 @@ _RESOLVED = f"meta mark set meta mark | {RESOLVED}"
 ABSENT = "0x10000000"
 _ABSENT = f"meta mark set meta mark & 0xbfffffff | {ABSENT}"  # without the bit `CHECKED`
 _CHECK = f"meta mark set meta mark | {CHECKED}"
+_FROM_HOST = f"meta iifgroup {TUNNEL_GROUP}"  # the match of frames from other hosts
 _BOTH = hex(int(CHECKED, 16) | int(RESOLVED, 16))
 # IPv4 is checked and sent to the receiver's MAC by one rule
 _RESOLVED4 = f"meta mark set meta mark | {_BOTH}"
@@ -188,6 +190,8 @@ table bridge niso {{
 	set sources4 {{ type ifname . ether_addr . ipv4_addr; }}
 	set sources6 {{ type ifname . ether_addr . ipv6_addr; }}
 	set links {{ typeof iifname . @th,208,48; }}
+	set heard4 {{ typeof meta priority . ip saddr; }}
+	set heard6 {{ typeof meta priority . ip6 saddr; }}
 	set quoted4 {{ typeof iifname . @th,192,32; }}
 	set quoted6 {{ typeof iifname . @th,256,128; }}
 	set subnets4 {{ type ipv4_addr; flags interval; }}
@@ -219,12 +223,19 @@ table bridge niso {{
 
 	chain from_own4 {{
 		@nh,48,16 & 0x3fff != 0 iifname @{FRAGMENTS} counter drop comment "too many fragments of a service"
-		@nh,128,8 127 counter drop comment "loopback from a wire, before DNAT can hide it"
 		meta l4proto icmp icmp type {{ destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem }} jump from_own_error
+		{_FROM_HOST} goto from_host4
 		meta pkttype host ether daddr set ether daddr . ip daddr map @receivers4 {_RESOLVED4} accept comment "to a service, by its gateway's MAC"
+		@nh,128,8 127 counter drop comment "loopback from a wire, before DNAT can hide it"
 		meta pkttype host ip daddr @subnets4 jump to_own4
 		{_IS_TO_ALL} iifname @{TO_ALL} counter drop comment "too many multicasts and broadcasts of a service"
 		{_CHECK} accept
+	}}
+
+	chain from_host4 {{
+		@nh,128,8 127 counter drop comment "loopback from a wire, before DNAT can hide it"
+		meta pkttype other meta priority . ip saddr @heard4 {_CHECK} accept
+		goto from_host
 	}}
 
 	chain to_own4 {{
@@ -250,7 +261,14 @@ table bridge niso {{
 		counter drop comment "about the packets of others"
 	}}
 
+	chain from_host {{
+		ether type ip6 meta pkttype other iifname . ether saddr . ip6 saddr @sources6 meta priority . ip6 saddr @heard6 {_CHECK} goto from_own6
+		add @{DROPPED_FROM} {{ iifname }}
+		counter drop comment "not to the MAC of one service, or not a service of the host that sent it"
+	}}
+
 	chain from_port {{
+		{_FROM_HOST} goto from_host
 		ether type arp iifname @{ARP} counter drop comment "too much ARP of a service"
 		ether type arp meta length <= 46 iifname . ether saddr . arp saddr ip @sources4 iifname . arp saddr ether . arp saddr ip @sources4 accept
 		ether type ip6 iifname . ether saddr . ip6 saddr @sources6 {_CHECK} goto from_own6

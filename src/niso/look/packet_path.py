@@ -505,7 +505,7 @@ def _static(table: str, chain: str, fragment: str, last: int = 0) -> _Rules:
 
 
 def _object(element: Element) -> Object:
-    value = f" : {element.value_text}" if element.is_mapped else ""
+    value = f" : {element.value_text}" if element.is_mapped and element.value else ""
     return Object(element.table, element.container, f"{element.text}{value}", element=element)
 
 
@@ -517,7 +517,8 @@ def _port_elements(
     device.
     """
     service, row = sender.name, store.service(sender.name)
-    lets = (f"sources{family_of(address)}", *ruleset.CLAIMS)
+    family = family_of(address)
+    lets = (f"sources{family}", *ruleset.CLAIMS)
     owner = network.span.cluster if network.span is not None else store.state_id()
     mac = names.mac(service, network.name, owner)
     objects: list[Object] = []
@@ -529,7 +530,12 @@ def _port_elements(
         if sender.host:
             host = store.across.peers().get(sender.host, ("", sender.host, True))[1]
         link = names.vxlan(network.name)
-        elements = claim(service, host, network.span.vni, link, mac, [address])
+        number = store.across.number(sender.host)
+        elements = claim(service, host, number, network.span.vni, link, mac, [address])
+        if receiver.host:  # this host does not know the numbers that other hosts use
+            elements = [element._replace(value=()) for element in elements]
+        else:
+            lets = (*lets, f"heard{family}")
         objects += _objects(elements, lets, receiver.host)
     return tuple(objects)
 

@@ -151,7 +151,8 @@ def _remote(
         for address in endpoint.addresses:
             yield PermanentNeighbour("", network.bridge, address, mac)
         yield from elements.claim(
-            remote.name, remote.host, network.span.vni, link, mac, endpoint.addresses
+            *(remote.name, remote.host, remote.host_number, network.span.vni, link, mac),
+            endpoint.addresses,
         )
         gateway_mac = names.mac("", network.bridge, alias)
         yield from elements.receivers(remote.name, gateway_mac, mac, endpoint.addresses)

@@ -144,11 +144,17 @@ def here(service: str, vni: int, mac: str) -> Element:
 
 
 def claim(
-    service: str, host: str, vni: int, vxlan: str, mac: str, addresses: Iterable[str]
+    service: str,
+    host: str,
+    number: int,
+    vni: int,
+    vxlan: str,
+    mac: str,
+    addresses: Iterable[str],
 ) -> list[Element]:
     """Return the nftables elements that allow the addresses of another host's service as source
-    addresses, but only in VXLAN packets from that host. ``host`` is the address of that host, and
-    ``vxlan`` the VXLAN device of the service's network.
+    addresses, but only in VXLAN packets from that host. ``host`` is the address of that host,
+    ``number`` its number on this host, and ``vxlan`` the VXLAN device of the service's network.
     """
     elements: list[Element] = []
     outer = family_of(host)
@@ -156,7 +162,8 @@ def claim(
         family = family_of(address)
         elements += _source(service, vxlan, mac, address)
         key = (host, vni, mac or _NO_MAC, address)
-        elements.append(Element(INET, f"vx{outer}{family}", key, (), service))
+        elements.append(Element(INET, f"vx{outer}{family}", key, (number,), service))
+        elements.append(Element(BRIDGE, f"heard{family}", (number, address), (), service))
     return elements
 
 

@@ -316,6 +316,7 @@ class PlannedService(NamedTuple):
     outside: tuple[str, int] | None = None  # path and cookie of a foreign namespace
     raw: bool = False  # whether this service, or one in its namespace, may have `SENDS_RAW`
     host: str = ""  # the underlay address of its host; "" for this host
+    host_number: int = 0  # the number of its host on this host; 0 for this host
     # with mode front: ordinal and endpoints of each instance here that receives connections
     serving: tuple[tuple[int, tuple[ServiceEndpoint, ...]], ...] = ()
     # with mode front: the same for instances on other hosts

@@ -16,7 +16,7 @@ from niso.plan.records import PlannedService, ServiceEndpoint, Tunnel
 from niso.store.sqlite import Rows, decoded, encoded, marks, sqlite3
 
 _QUERY = (
-    "SELECT r.service, p.address, r.network, r.address, r.up AND p.live"
+    "SELECT r.service, p.address, p.rowid, r.network, r.address, r.up AND p.live"
     " FROM remote r JOIN span s ON s.network=r.network JOIN peer p ON p.host=r.host"
 )
 
@@ -76,11 +76,12 @@ class SpanRows(Rows):
         order = "ORDER BY r.service, r.network, r.family"
         rows = self._of(_QUERY, values, f"r.{column}", order)
         made: dict[str, PlannedService] = {}
-        for service, host, network, address, seen in rows.fetchall():
+        for service, host, number, network, address, seen in rows.fetchall():
             have = made.get(service)
             if have is None:
                 known_as = self.names(service) if seen else ()
                 have = PlannedService(service, 0, (), (), known_as, host=host)
+                have = have._replace(host_number=number)
             *others, last = have.endpoints or (ServiceEndpoint("", ()),)
             if last.network == network:
                 endpoint = last._replace(addresses=(*last.addresses, address))
@@ -190,6 +191,10 @@ class SpanRows(Rows):
         rows = self._run("SELECT host, id, address, live FROM peer")
         return {host: (state_id, address, bool(live)) for host, state_id, address, live in rows}
 
+    def number(self, host: str) -> int:
+        """Return the number that the nftables rules of this host use for another host, or 0."""
+        return int(self._text("SELECT rowid FROM peer WHERE host=?", host) or 0)
+
     def claim(self, service: str) -> ClaimRow | None:
         row = self._run("SELECT * FROM claim WHERE service=?", service).fetchone()
         return _claim(row) if row else None
@@ -266,7 +271,14 @@ class SpanRows(Rows):
         self._put("span", network, vni, port, local)
 
     def set_peer(self, host: str, state_id: str, address: str, live: bool) -> None:
-        self._put("peer", host, state_id, address, live)
+        """Record another host. A host that is already recorded keeps its row, whose number
+        (rowid) the nftables rules use as the number of the host.
+        """
+        self._run(
+            "INSERT INTO peer VALUES (?,?,?,?) ON CONFLICT (host) DO UPDATE"
+            " SET id=excluded.id, address=excluded.address, live=excluded.live",
+            *(host, state_id, address, live),
+        )
 
     def drop_peer(self, host: str) -> None:
         self._run("DELETE FROM peer WHERE host=?", host)

@@ -27,7 +27,15 @@ from niso.base.names import TUNNEL_GROUP, family_of
 from niso.base.native import socket
 from niso.kernel import link_records, netlink, proc_sys
 from niso.kernel.kinds.kind import Kind, Reading, Space, State, Step
-from niso.kernel.link_records import IFLA_GROUP, IFLA_IFNAME, IFLA_MTU, alias_data, of_kind
+from niso.kernel.link_records import (
+    IFLA_GRO_IPV4_MAX_SIZE,
+    IFLA_GRO_MAX_SIZE,
+    IFLA_GROUP,
+    IFLA_IFNAME,
+    IFLA_MTU,
+    alias_data,
+    of_kind,
+)
 from niso.kernel.netlink import Message, attribute, attributes, text, u32
 from niso.kernel.nft_elements import Element
 from niso.kernel.rtnetlink import NEWLINK, Rtnl, ifinfo, join, no_link_local, raise_up
@@ -69,8 +77,9 @@ def parse(data: bytes) -> tuple[int, str, int, str]:
 
 
 def add(rtnl: Rtnl, vxlan: Vxlan) -> None:
-    """Create a VXLAN device as a port of its bridge, and set it up. The device does not learn MACs
-    and does not flood. Raises KernelError, and Conflict if another device has the VNI or port.
+    """Create a VXLAN device as a port of its bridge, and set it up. The device does not learn MACs,
+    does not flood, and does not join packets (`_ONE_BY_ONE`). Raises KernelError, and Conflict if
+    another device has the VNI or port.
     """
     name = vxlan.name
     master = rtnl.index(vxlan.bridge)
@@ -109,8 +118,17 @@ def add(rtnl: Rtnl, vxlan: Vxlan) -> None:
         raise
 
 
+_ONE_BY_ONE = u32(IFLA_GRO_MAX_SIZE, 1) + u32(IFLA_GRO_IPV4_MAX_SIZE, 1)
+"""The setting with which the device never joins frames of one inner flow (GRO).
+
+Otherwise the kernel would join frames of different hosts before the bridge table sees them, and the
+bridge table would check only the host of the first frame.
+"""
+
+
 def _port_settings(name: str, index: int, what: str) -> list[Message]:
     settings = link_records.usual(", ".join(link_records.TUNNEL_PORT), tunnel=True)
+    settings.append(_ONE_BY_ONE)
     messages = [Message(what, NEWLINK, 0, ifinfo(index) + setting) for setting in settings]
     return [*messages, raise_up(name, index)]
 
@@ -162,7 +180,7 @@ class _Vxlans(Kind[Vxlan], of=Vxlan):
         flags = "learning off flood off mcast_flood off bcast_flood off neigh_suppress on"
         port = (
             f"ip link set {vxlan.name} master {vxlan.bridge} alias {vxlan.alias} mtu {vxlan.mtu}"
-            f" group {TUNNEL_GROUP}"
+            f" group {TUNNEL_GROUP} gro_max_size 1 gro_ipv4_max_size 1"
             f" && bridge link set dev {vxlan.name} {flags} && ip link set {vxlan.name} up"
         )
         if step.action == "change":
