@@ -538,7 +538,7 @@ def test_each_part_of_a_large_packet_is_checked(world: World) -> None:
             assert [shot.name for shot, mark, receiver in marks if receiver.saw(mark)] == []
             # once more without the number of the host: the other checks let a third host's service pass
             trusts = "meta mark set meta mark | 0x40000000 accept"
-            b.run("nft", f"insert rule bridge niso from_host4 {trusts}")
+            b.run("nft", f"insert rule bridge niso from_tunnel4 {trusts}")
             assert field.arrives(*field.fire_cut(parts[0]))
         finally:
             for lab in (b, c):

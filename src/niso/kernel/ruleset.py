@@ -157,7 +157,8 @@ _RESOLVED = f"meta mark set meta mark | {RESOLVED}"
 ABSENT = "0x10000000"
 _ABSENT = f"meta mark set meta mark & 0xbfffffff | {ABSENT}"  # without the bit `CHECKED`
 _CHECK = f"meta mark set meta mark | {CHECKED}"
-_FROM_HOST = f"meta iifgroup {TUNNEL_GROUP}"  # the match of frames from other hosts
+# Matches frames from other hosts. A port that has lost its group returns from from_tunnel.
+_NO_PORT = f"meta iifgroup != {PORT_GROUP}"
 _BOTH = hex(int(CHECKED, 16) | int(RESOLVED, 16))
 # IPv4 is checked and sent to the receiver's MAC by one rule
 _RESOLVED4 = f"meta mark set meta mark | {_BOTH}"
@@ -224,7 +225,7 @@ table bridge niso {{
 	chain from_own4 {{
 		@nh,48,16 & 0x3fff != 0 iifname @{FRAGMENTS} counter drop comment "too many fragments of a service"
 		meta l4proto icmp icmp type {{ destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem }} jump from_own_error
-		{_FROM_HOST} goto from_host4
+		{_NO_PORT} jump from_tunnel4
 		meta pkttype host ether daddr set ether daddr . ip daddr map @receivers4 {_RESOLVED4} accept comment "to a service, by its gateway's MAC"
 		@nh,128,8 127 counter drop comment "loopback from a wire, before DNAT can hide it"
 		meta pkttype host ip daddr @subnets4 jump to_own4
@@ -232,10 +233,9 @@ table bridge niso {{
 		{_CHECK} accept
 	}}
 
-	chain from_host4 {{
-		@nh,128,8 127 counter drop comment "loopback from a wire, before DNAT can hide it"
-		meta pkttype other meta priority . ip saddr @heard4 {_CHECK} accept
-		goto from_host
+	chain from_tunnel4 {{
+		meta pkttype other @nh,128,8 != 127 meta priority . ip saddr @heard4 {_CHECK} accept
+		goto from_tunnel
 	}}
 
 	chain to_own4 {{
@@ -261,14 +261,15 @@ table bridge niso {{
 		counter drop comment "about the packets of others"
 	}}
 
-	chain from_host {{
+	chain from_tunnel {{
 		ether type ip6 meta pkttype other iifname . ether saddr . ip6 saddr @sources6 meta priority . ip6 saddr @heard6 {_CHECK} goto from_own6
+		iifname != "nx-*" return comment "a port that has lost its group"
 		add @{DROPPED_FROM} {{ iifname }}
 		counter drop comment "not to the MAC of one service, or not a service of the host that sent it"
 	}}
 
 	chain from_port {{
-		{_FROM_HOST} goto from_host
+		{_NO_PORT} jump from_tunnel
 		ether type arp iifname @{ARP} counter drop comment "too much ARP of a service"
 		ether type arp meta length <= 46 iifname . ether saddr . arp saddr ip @sources4 iifname . arp saddr ether . arp saddr ip @sources4 accept
 		ether type ip6 iifname . ether saddr . ip6 saddr @sources6 {_CHECK} goto from_own6
