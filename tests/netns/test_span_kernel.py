@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import random
+import re
 import select
 import socket
 import subprocess
@@ -20,6 +22,7 @@ import pytest
 from conftest import UNPRIVILEGED
 from damages import OF_SPANS
 from many_hosts import MTU, PORT, VNI, Host, Service, fill, network, underlay
+from samples import samples
 from services import CLIENT, ask, echo, on, pings
 from wire import Ear, Link, Wire  # before scapy: it silences its warnings
 
@@ -404,18 +407,21 @@ class Range:
         return mark, self.receivers[shot.receiver]
 
     def fire_cut(self, shot: Shot, first: Any = None) -> tuple[bytes, Link | Ear]:
-        """Fire the frame of an attack as the second part of a packet that b's kernel cuts (UDP_SEGMENT)."""
+        """Fire the frames of an attack as parts of one packet, after an honest part."""
         mark = b"attack-%07d" % next(self.numbers)
-        [attack] = shot.frames(self.aim, mark)
         first = self.aim.wrapped(first or self.aim.frame(EVIL, b"first"))
-        parts = [bytes(frame[UDP].payload) for frame in (first, attack)]
+        self.send_cut([first, *shot.frames(self.aim, mark)])
+        return mark, self.receivers[shot.receiver]
+
+    def send_cut(self, frames: list[Any]) -> None:
+        """Send frames in VXLAN as one packet that b's kernel cuts (UDP_SEGMENT)."""
+        parts = [bytes(frame[UDP].payload) for frame in frames]
         size = max(map(len, parts))
         data = b"".join(part.ljust(size, b"\0") for part in parts)
         address = self.aim.b.address[self.aim.family]
         kind = str(int(socket.AF_INET6 if ":" in address else socket.AF_INET))
         words = (kind, address, str(PORT), data.hex(), str(size))
         self.world.c.lab.run("python3", "-ISc", SENDER, *words)
-        return mark, self.receivers[shot.receiver]
 
     @staticmethod
     def arrives(mark: bytes, receiver: Link | Ear, seconds: float = SECONDS) -> bool:
@@ -540,9 +546,62 @@ def test_each_part_of_a_large_packet_is_checked(world: World) -> None:
             trusts = "meta mark set meta mark | 0x40000000 accept"
             b.run("nft", f"insert rule bridge niso from_tunnel4 {trusts}")
             assert field.arrives(*field.fire_cut(parts[0]))
+            b.niso("net", "repair")
+            # whoever overwrites the number stops even what is allowed
+            hook = "type filter hook prerouting priority mangle"
+            b.run("nft", f"table inet other {{ chain c {{ {hook}; meta priority set 0; }}; }}")
+            assert not field.arrives(*field.fire(own), 0.5)
         finally:
+            b.run("nft", "destroy", "table", "inet", "other")
             for lab in (b, c):
                 lab.niso("net", "repair")
+
+
+def drawn(field: Range, mark: bytes, draw: random.Random) -> tuple[Any, bool]:
+    """Return a random frame, often nearly as evil's kernel sends it, and whether db may receive it."""
+    six = draw.random() < 0.5
+    every = [API, DB, EVIL]
+    macs = [*(who.mac for who in every), field.aim.bridge, EVERY, EVERY6]
+    odd = ["fd00:99:1::1", "2001:db8::2", "ff02::1", "::1"] if six else ["10.99.1.1", CLIENT]
+    places = [*(who.addresses[six] for who in every), NOBODY[6 if six else 4], *odd]
+    places += [field.aim.b.address[6 if six else 4], *(() if six else ("127.0.0.1", "224.0.0.1"))]
+    right = (EVIL.mac, DB.mac, EVIL.addresses[six], DB.addresses[six])
+    is_near = [draw.random() < 0.75 for _ in right]
+    source, target, sender, receiver = found = tuple(
+        value if near else draw.choice(some)
+        for value, near, some in zip(right, is_near, (macs, macs, places, places), strict=True)
+    )
+    frame, kind = Ether(src=source, dst=target), draw.random()
+    if kind < 0.1:
+        frame /= Dot1Q(vlan=draw.choice((0, 7)))
+    head = IPv6(src=sender, dst=receiver) if six else IP(src=sender, dst=receiver)
+    if kind > 0.9 and not six:
+        return frame / ARP(op=2, hwsrc=source, psrc=sender, pdst=receiver) / Raw(mark), False
+    return frame / head / UDP(sport=9, dport=9) / Raw(mark), found == right and kind >= 0.1
+
+
+def test_random_parts_of_large_packets(world: World) -> None:
+    """Of random frames in one packet of c, exactly those arrive that evil may send to db."""
+    b, c, draw = world.b.lab, world.c.lab, random.Random(6)
+    with Wire(b) as wire_b, Wire(c) as wire_c:
+        field = Range(world, [wire_b, wire_c])
+        c.run("nft", "flush", "chain", "inet", "niso", "wire_away")
+        try:
+            sent: dict[bytes, tuple[Any, bool]] = {}
+            for _ in range(samples(8, 100)):
+                marks = [b"random-%07d" % next(field.numbers) for _ in range(30)]
+                made = {mark: drawn(field, mark, draw) for mark in marks}
+                sent |= made
+                frames = [field.aim.frame(EVIL, b"first"), *(frame for frame, _ in made.values())]
+                field.send_cut([field.aim.wrapped(frame) for frame in frames])
+            assert field.honest()
+        finally:
+            c.niso("net", "repair")
+        for name, receiver in field.receivers.items():
+            seen = {mark for data in receiver.look() for mark in re.findall(rb"random-\d{7}", data)}
+            expected = {mark for mark, (_, is_fair) in sent.items() if is_fair and name == "db"}
+            assert [sent[mark][0].summary() for mark in seen ^ expected] == [], name
+        assert sum(is_fair for _, is_fair in sent.values()) > 20
 
 
 @contextlib.contextmanager
