@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import count
 
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, flatten, raise_all
@@ -35,6 +36,8 @@ from niso.store.snapshots import Scope
 from niso.store.store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
     from niso.plan.subnets import NetworkRequest
 
 """Labels of an attachment: the aliases and the IP address that the user of a pod has chosen."""
@@ -101,7 +104,7 @@ def record_all(
     for target in targets:
         release(store, target)
     together = frozenset((*copies, *(row.name for row in leaving)))
-    beside, links = frozenset(copies), generations(store)
+    links = generations(store)
     named = tuple(published.port for target in targets for published in target.spec.network.ports)
     made: dict[str, Change] = {}
     errors: list[Error] = []
@@ -109,9 +112,7 @@ def record_all(
         if errors and target.spec.network.mode == "share":
             continue  # the namespace's owner may not have been recorded, because of an error
         try:
-            copy = copies[target.name]
-            change = record(machine, target, copy, together, beside, links, named)
-            made[target.name] = change
+            made[target.name] = record(machine, target, copies, together, links, named)
         except (Conflict, InvalidInput, ErrorGroup) as error:
             errors += flatten(error)
     raise_all(errors)
@@ -133,127 +134,119 @@ def _takes(target: Target) -> tuple[bool, bool, bool]:
 def record(
     machine: Machine,
     target: Target,
-    copy: str,
+    copies: Mapping[str, str],
     together: frozenset[str],
-    beside: frozenset[str],
     links: Generations,
     named: tuple[PortMapping, ...] = (),
 ) -> Change:
     """Write the desired rows of one service to the store. Call `release` first.
 
-    ``copy`` is the path of the copy of the service's package. ``together`` are all services of the
-    command, and ``beside`` are the services among them to activate. ``links`` is the result of
-    `generations`. ``named`` are all host ports in the command's manifests. Raises Conflict or
-    InvalidInput, with the manifest and its key, or an ErrorGroup. After an error the caller must
-    roll back.
+    ``copies`` maps the services that the command activates to the paths of their copied packages.
+    ``together`` are all services of the command. ``links`` is the result of `generations`.
+    ``named`` are all host ports in the command's manifests. Raises Conflict or InvalidInput, with
+    the manifest and its key, or an ErrorGroup. After an error the caller must roll back.
+    """
+    with _of_manifest(target) as errors:
+        store, wanted, name = machine.store, target.spec, target.name
+        before = store.service(name)
+        if before is not None:
+            _refuse_other(before, target)
+        provider = scope.provider_of(store, target, together)
+        held = _held_names(store, wanted, provider, together, copies.keys())
+        errors.extend(held.values())
+        on = wanted.network.networks
+        for network in on:
+            if store.network(network) is None:
+                holds = wanted.network.addresses.get(network)
+                _ensure(machine, network, holds)
+        was_active = before is not None and before.active
+        # a new activation has new interface names: the old veth pairs may not be deleted yet
+        generation = (
+            1 if before is None else before.generation if was_active else before.generation + 1
+        )
+        generation = links(name, on, generation)
+        spec, restarts, rehosts = "", False, False
+        if target.files is None:
+            uid = before.uid if before else store.placeholder_uid()
+        else:
+            from niso.change import process_record
+
+            if wanted.is_front:
+                uid = before.uid if before else process_record.free_uid(store, name)
+            else:
+                uid, process, restarts, rehosts = process_record.specified(
+                    machine, target, target.files, copies[name], generation, provider, before
+                )
+                spec = service_rows.encode_process(process)
+        row = ServiceRow(
+            name=name,
+            manifest_path=target.manifest_path,
+            manifest=service_rows.encode_service(wanted),
+            rootfs=target.files.rootfs if target.files is not None else None,
+            package=copies[name],
+            fingerprint=os.path.basename(copies[name]),
+            uid=uid,
+            active=True,
+            generation=generation,
+            networks=on,
+            spec=spec,
+            created_at=before.created_at if before else time.time(),
+            activated_at=before.activated_at if before and was_active else time.time(),
+            mode=_mode(wanted),
+            provider=provider,
+            enabled=before.enabled if before else False,
+        )
+        ports_before = [port for _, port in store.ports(name)] if was_active else []
+        store.put_service(row)
+        former = store.attachments.get(name) if target.attaching is not None else None
+        if target.attaching is not None:
+            store.attachments.put(*target.attaching)
+        store.set_names(name, tuple(alias for alias in wanted.names if alias not in held))
+        store.set_extra_hosts(name, () if wanted.is_front else wanted.network.extra_hosts.items())
+        store.set_endpoints(name, on)
+        _refuse_macs(store, name, on)
+        if on:
+            host_settings.record(machine.kernel, store, on)
+        policy = wanted.network.policy
+        if policy.audit is not None:
+            from niso.reconcile import live_world
+
+            policy = live_world.begun(policy, store.policy(name), time.time())
+        store.set_policy(name, None if policy.is_empty else policy)
+        _check_peers(store, wanted, together)
+        if target.attaching is not None:
+            _check_chosen(store, target.attaching[0], former)
+        for network in on:
+            try:
+                kept = store.attachment_key(name)
+                statics, prefers = wanted.network.statics(network), target.prefers.get(network, ())
+                service_rows.lease(store, name, network, statics, copies.keys(), kept, prefers)
+            except (Conflict, InvalidInput) as error:
+                errors.append(error)
+        _set_ports(machine, target, before, ports_before, together, named)
+        if target.instance is not None:
+            now, instance = store.instances.get(name), target.instance
+            if now is not None and instance.state != service_rows.STARTING:
+                instance = instance._replace(
+                    state=now.state
+                )  # niso health may just have changed it
+            store.instances.put(instance)
+        return Change(target, before, row, restarts, rehosts)
+
+
+@contextmanager
+def _of_manifest(target: Target) -> Iterator[list[Error]]:
+    """Raise the errors of a ``with`` block, with the service's manifest. The block also appends
+    errors to the list, and continues with its remaining checks.
     """
     errors: list[Error] = []
     try:
-        change = _record(machine, target, copy, together, beside, (links, named), errors)
+        yield errors
     except (Conflict, InvalidInput, ErrorGroup) as error:
         errors += flatten(error)
-    if not errors:
-        return change
     for failure in errors:
         failure.file, failure.service = target.manifest_path, target.name
-    raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
-
-
-def _record(
-    machine: Machine,
-    target: Target,
-    copy: str,
-    together: frozenset[str],
-    beside: frozenset[str],
-    batch: tuple[Generations, tuple[PortMapping, ...]],
-    errors: list[Error],
-) -> Change:
-    """Write the rows of one service, as described at `record`; ``batch`` is (``links``, ``named``).
-    Appends an error to ``errors`` if the remaining checks can still run, and raises it otherwise.
-    """
-    store = machine.store
-    links, named = batch
-    wanted, name = target.spec, target.name
-    before = store.service(name)
-    if before is not None:
-        _refuse_other(before, target)
-    provider = scope.provider_of(store, target, together)
-    held = _held_names(store, wanted, provider, together, beside)
-    errors += held.values()
-    on = wanted.network.networks
-    for network in on:
-        if store.network(network) is None:
-            holds = wanted.network.addresses.get(network)
-            _ensure(machine, network, holds)
-    was_active = before is not None and before.active
-    # a new activation has new interface names: the old veth pairs may not be deleted yet
-    generation = 1 if before is None else before.generation if was_active else before.generation + 1
-    generation = links(name, on, generation)
-    spec, restarts, rehosts = "", False, False
-    if target.files is None:
-        uid = before.uid if before else store.placeholder_uid()
-    else:
-        from niso.change import process_record
-
-        if wanted.is_front:
-            uid = before.uid if before else process_record.free_uid(store, name)
-        else:
-            uid, process, restarts, rehosts = process_record.specified(
-                machine, target, target.files, copy, generation, provider, before
-            )
-            spec = service_rows.encode_process(process)
-    row = ServiceRow(
-        name=name,
-        manifest_path=target.manifest_path,
-        manifest=service_rows.encode_service(wanted),
-        rootfs=target.files.rootfs if target.files is not None else None,
-        package=copy,
-        fingerprint=os.path.basename(copy),
-        uid=uid,
-        active=True,
-        generation=generation,
-        networks=on,
-        spec=spec,
-        created_at=before.created_at if before else time.time(),
-        activated_at=before.activated_at if before and was_active else time.time(),
-        mode=_mode(wanted),
-        provider=provider,
-        enabled=before.enabled if before else False,
-    )
-    ports_before = [port for _, port in store.ports(name)] if was_active else []
-    store.put_service(row)
-    former = store.attachments.get(name) if target.attaching is not None else None
-    if target.attaching is not None:
-        store.attachments.put(*target.attaching)
-    store.set_names(name, tuple(alias for alias in wanted.names if alias not in held))
-    store.set_extra_hosts(name, () if wanted.is_front else wanted.network.extra_hosts.items())
-    store.set_endpoints(name, on)
-    _refuse_macs(store, name, on)
-    if on:
-        host_settings.record(machine.kernel, store, on)
-    policy = wanted.network.policy
-    if policy.audit is not None:
-        from niso.reconcile import live_world
-
-        policy = live_world.begun(policy, store.policy(name), time.time())
-    store.set_policy(name, None if policy.is_empty else policy)
-    _check_peers(store, wanted, together)
-    if target.attaching is not None:
-        _check_chosen(store, target.attaching[0], former)
-    for network in on:
-        try:
-            kept = store.attachment_key(name)
-            statics, prefers = wanted.network.statics(network), target.prefers.get(network, ())
-            service_rows.lease(store, name, network, statics, beside, kept, prefers)
-        except (Conflict, InvalidInput) as error:
-            errors.append(error)
-    _set_ports(machine, target, before, ports_before, together, named)
-    if target.instance is not None:
-        now, instance = store.instances.get(name), target.instance
-        if now is not None and instance.state != service_rows.STARTING:
-            instance = instance._replace(state=now.state)  # niso health may just have changed it
-        store.instances.put(instance)
-    return Change(target, before, row, restarts, rehosts)
+    raise_all(errors)
 
 
 def _mode(wanted: ServiceSpec) -> str:
@@ -322,7 +315,7 @@ def _held_names(
     spec: ServiceSpec,
     provider: str | None,
     together: frozenset[str],
-    beside: frozenset[str],
+    beside: AbstractSet[str],
 ) -> dict[str, Conflict]:
     """Return {name: error} for each requested name that another service on a common network owns.
     The names of this service's sharers are checked too.

@@ -127,7 +127,6 @@ def _apply(machine: Machine, target: Target, claims: Claims) -> Attachment:
     store, kernel, name = machine.store, machine.kernel, target.name
     assert target.attaching is not None
     attached, links = target.attaching
-    alone = frozenset([name])
     with Lock():
         scope = scope_of(store, [target])
         claims.remove_displaced()
@@ -135,7 +134,7 @@ def _apply(machine: Machine, target: Target, claims: Claims) -> Attachment:
         with change(kernel, store, scope, machine.report, rows_first=True) as made:
             claims.record()
             release(store, target)
-            recorded = record(machine, target, "", alone, alone, generations(store))
+            recorded = record(machine, target, {name: ""}, frozenset([name]), generations(store))
             if POD_POLICY in requested_settings(attached)["labels"] and not store.publishes(name):
                 to = next((link for link in links if link.routes), links[0])
                 store.put_published_row(name, (name, to.network, 0))

@@ -11,6 +11,7 @@ The undo of a service's change therefore leaves this record unchanged.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 
 from niso.base.errors import Conflict, NotFound
 from niso.base.names import veth
@@ -405,7 +406,7 @@ class PolicyRows(ServiceRows):
         return next(iter(self._restored(name)), None)
 
     def holders_on(
-        self, name: str, networks: Container[str], but: str, beside: frozenset[str]
+        self, name: str, networks: Container[str], but: str, beside: AbstractSet[str]
     ) -> list[tuple[str, str]]:
         """Return (service, network) for each service that has a name on one of these networks.
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from functools import lru_cache
 from heapq import merge
 
@@ -542,7 +542,7 @@ def lease(
     service: str,
     network_name: str,
     statics: Sequence[str],
-    beside: frozenset[str] = frozenset(),
+    beside: Container[str] = (),
     kept: tuple[str, str] | None = None,
     prefers: Sequence[str] = (),
 ) -> None:
@@ -655,7 +655,7 @@ def _static_number(
     network: str,
     subnet: SubnetRecord,
     wanted: str,
-    beside: frozenset[str],
+    beside: Container[str],
 ) -> int:
     """Return the offset of a static address in its subnet. Raises InvalidInput if no service can
     have the address, and Conflict if it is taken.

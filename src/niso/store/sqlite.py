@@ -6,6 +6,7 @@ import os
 import stat
 import time
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from functools import lru_cache
 
 from niso.base import paths, signals
@@ -132,7 +133,7 @@ class Transaction:
                 self._db.execute("ROLLBACK" if self._writes else "COMMIT")
 
 
-def other_intents(connection: sqlite3.Connection, but: frozenset[str]) -> bool:
+def other_intents(connection: sqlite3.Connection, but: AbstractSet[str]) -> bool:
     """Return whether a service outside ``but`` has a change in progress. Reads only the services'
     names, because the recorded data of a change are slow to read.
     """
