@@ -39,20 +39,12 @@ class World:
             lab.niso("net", "create", name, *wanted)
         inner = ("--subnet", "10.99.3.0/24", *(("--subnet", "fd00:3::/64") if dual else ()))
         lab.niso("net", "create", "inner", "--internal", *inner)
-        lab.niso(
-            "activate",
-            echo(
-                lab,
-                "api",
-                network={
-                    "networks": ["backend", "extra"],
-                    "ports": ["8080:80", ":81"],
-                    "bandwidth": {"in": "1G", "out": "1G"},
-                },
-                isolation={"capabilities": ["NET_RAW"]},
-            ),
-            echo(lab, "peer", network=on("backend", ports=["9090:80"])),
-        )
+        api = {"networks": ["backend", "extra"], "ports": ["8080:80", ":81"]}
+        api["bandwidth"] = {"in": "1G", "out": "1G"}
+        peer = on("backend", ports=["9090:80"])
+        raw = {"capabilities": ["NET_RAW"]}
+        services = echo(lab, "api", network=api, isolation=raw), echo(lab, "peer", network=peer)
+        lab.niso("activate", *services)
         self.id: str = lab.ip_json("link", "show", "niso-backend")[0]["ifalias"]
         lab.wait_for(lambda: ask(lab, HOST, 9090, "client") == f"peer {CLIENT}", 10, "peer")
         self._begin_transfer()

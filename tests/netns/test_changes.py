@@ -83,13 +83,17 @@ class Known:
 
 @pytest.fixture
 def shown(lab: Lab) -> Iterator[Callable[..., list[str]]]:
-    """Activates a folder; gives the steps, which a dry run has shown before without changing anything."""
+    """Activates a folder; gives the steps, which a dry run has shown before. The first dry run is seen to change nothing."""
+
+    pictures: list[snapshots.Snapshot] = []
 
     def activate(folder: str) -> list[str]:
-        before = snapshots.take(lab)
+        if is_first := not pictures:
+            pictures.append(snapshots.take(lab))
         # its steps, without what it says about the flows that exist
         planned = lab.niso("activate", "--dry-run", folder).stdout.partition("EFFECT ")[0]
-        assert snapshots.differences(before, snapshots.take(lab)) == []
+        if is_first:
+            assert snapshots.differences(pictures[0], snapshots.take(lab)) == []
         done = lab.niso("activate", "-v", folder)
         assert done.stderr == planned.removesuffix("nothing to do\n")
         return str(done.stderr).splitlines()

@@ -161,19 +161,8 @@ def test_check_of_one_service_or_network_sees_only_that(two: World) -> None:
     status, out, err = two.niso("net", "check", "peer")
     assert status == 1 and out.startswith("missing: nftables map element") and not err
     assert "nothing" in refused(lab, "net", "check", "nothing", status=2)
-    lab.run(
-        "ip",
-        "-n",
-        "niso-api",
-        "neighbour",
-        "add",
-        "10.99.1.9",
-        "lladdr",
-        "02::1",
-        "dev",
-        "eth0",
-        check=False,
-    )
+    entry = "neighbour add 10.99.1.9 lladdr 02::1 dev eth0"
+    lab.run("ip", "-n", "niso-api", *entry.split(), check=False)
     lab.run("bridge", "link", "set", "dev", two.port, "isolated", "on")
     assert two.check("extra") == []
     assert matches(two.check("api"), [("different", "veth ...")])
@@ -233,18 +222,16 @@ def test_command_that_needs_a_row_that_is_gone_says_so(two: World) -> None:
     assert two.check() == []
 
 
-@pytest.mark.parametrize("odd", ["mkfifo", "mkdir", "mkdir -p F/full"])
-def test_odd_files_in_the_run_folder_keep_no_service_from_being_deactivated(
-    two: World, odd: str
-) -> None:
+def test_odd_files_in_the_run_folder_keep_no_service_from_being_deactivated(two: World) -> None:
     lab = two.lab
-    lab.niso("activate", idle(lab, "lone", network=on("extra")))
     hosts, state = "/run/niso/hosts/extra/hosts", "/run/niso/services/lone/state.json"
-    lab.run("sh", "-c", f"rm {hosts} {state}; {odd.replace('F', hosts)} {hosts}; mkfifo {state}")
-    assert lab.niso("ps", check=False, timeout=20).returncode == 0
-    assert lab.niso("deactivate", "lone", timeout=20).returncode == 0
-    lab.run("rm", "-rf", "/run/niso/hosts/extra")
-    lab.niso("net", "repair")
+    for odd in ("mkfifo", "mkdir", f"mkdir -p {hosts}/full"):
+        lab.niso("activate", idle(lab, "lone", network=on("extra")))
+        lab.run("sh", "-c", f"rm {hosts} {state}; {odd} {hosts}; mkfifo {state}")
+        assert lab.niso("ps", check=False, timeout=20).returncode == 0
+        assert lab.niso("deactivate", "lone", timeout=20).returncode == 0
+        lab.run("rm", "-rf", "/run/niso/hosts/extra")
+        lab.niso("net", "repair")
     assert two.check() == []
 
 
@@ -252,17 +239,10 @@ def test_fifos_in_the_folder_of_a_run_keep_nobody_waiting(two: World) -> None:
     lab = two.lab
     lab.niso("activate", idle(lab, "lone", network=on("extra")))
     pid = inspect(lab, "lone")["pid"]
-    lab.run(
-        "sh",
-        "-c",
-        "cd /run/niso/services/lone/run-0; rm conmon.pid; mkfifo stopping conmon.pid exits/left exited.pid",
-    )
-    lab.run(
-        "sh",
-        "-c",
-        "cd /var/lib/niso/logs/lone; rm -f *; mkfifo service.log service.log.1",
-        check=False,
-    )
+    fifos = "rm conmon.pid; mkfifo stopping conmon.pid exits/left exited.pid"
+    lab.run("sh", "-c", f"cd /run/niso/services/lone/run-0; {fifos}")
+    logs = "cd /var/lib/niso/logs/lone; rm -f *; mkfifo service.log service.log.1"
+    lab.run("sh", "-c", logs, check=False)
     for words in (("ps",), ("logs", "lone"), ("net", "check"), ("inspect", "lone")):
         lab.niso(*words, timeout=20, check=False)
     assert lab.niso("deactivate", "lone", timeout=30).returncode == 0
@@ -333,21 +313,21 @@ def test_next_command_builds_the_rules_anew_for_all_services(two: World) -> None
 # --- sweep ------------------------------------------------------------------------------------------------------------
 
 
+OF_OTHERS = """\
+link add niso-vpn type bridge
+link add niso-veth type veth peer name niso-peer
+link set niso-veth alias another-program
+netns add niso-foreign
+link add niso-tap type veth peer name niso-tap2
+address add 10.8.0.1/24 dev niso-vpn
+"""
+
+
 @pytest.mark.parametrize("store", ["kept", "damaged", "lost with the run folder"])
 def test_sweep_removes_all_that_is_nisos_and_nothing_else(lab: Lab, store: str) -> None:
-    for words in (
-        ("link", "add", "niso-vpn", "type", "bridge"),
-        ("link", "add", "niso-veth", "type", "veth", "peer", "name", "niso-peer"),
-        ("link", "set", "niso-veth", "alias", "somebody's"),
-        ("netns", "add", "niso-foreign"),
-        ("link", "add", "niso-tap", "type", "veth", "peer", "name", "niso-tap2"),
-        ("address", "add", "10.8.0.1/24", "dev", "niso-vpn"),
-    ):
-        lab.run("ip", *words)
-    lab.run(
-        "nft",
-        "add table inet other; add chain inet other c; add table ip niso; add table inet niso2",
-    )
+    lab.run("ip", "-batch", "-", input=OF_OTHERS)
+    tables = "add table inet other; add chain inet other c; add table ip niso; add table inet niso2"
+    lab.run("nft", tables)
     before = snapshots.take(lab)
     lab.niso("net", "create", "backend", "--ipv6")
     lab.niso("net", "create", "inner", "--internal", "--ipv6")

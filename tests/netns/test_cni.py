@@ -226,16 +226,9 @@ def test_pod_as_containerd_passes_it(niso: Plugin) -> None:
         assert first.status == 0, first.out
         assert links(niso, given)["eth0"]["address"] == "02:00:00:00:00:09"
         # an alias may be that of several
-        assert (
-            niso.call(
-                "ADD",
-                "1.1.0",
-                extra={"annotations": ["aliases"]}
-                | capabilities(**{"io.kubernetes.cri.pod-annotations": {"niso.io/aliases": "web"}}),
-                **second,
-            ).status
-            == 0
-        )
+        aliases = {"io.kubernetes.cri.pod-annotations": {"niso.io/aliases": "web"}}
+        same = {"annotations": ["aliases"]} | capabilities(**aliases)
+        assert niso.call("ADD", "1.1.0", extra=same, **second).status == 0
         address = first.data["ips"][0]["address"].partition("/")[0]
         assert inspect(lab, "web-0-shop")["names"] == ["web-0-shop", "web"]
         echo_in(lab, given["NETNS"].rpartition("/")[2], "pod")
@@ -254,24 +247,12 @@ def test_pod_as_containerd_passes_it(niso: Plugin) -> None:
         assert links(niso, given).keys() == {"eth0"}
         assert answer(lab, address, 80, "niso-api").startswith("pod ")
         # two DELs at once, one of them without a namespace
-        both = [
-            lab.popen(
-                *(
-                    "env",
-                    "-i",
-                    "CNI_COMMAND=DEL",
-                    f"CNI_CONTAINERID={given['CONTAINERID']}",
-                    "CNI_IFNAME=eth0",
-                ),
-                *(f"CNI_NETNS={netns}", NISO),
-                stdin=-1,
-            )
-            for netns in (given["NETNS"], "")
-        ]
+        words = ("env", "-i", "CNI_COMMAND=DEL", f"CNI_CONTAINERID={given['CONTAINERID']}")
+        spaces = [f"CNI_NETNS={netns}" for netns in (given["NETNS"], "")]
+        both = [lab.popen(*words, "CNI_IFNAME=eth0", each, NISO, stdin=-1) for each in spaces]
+        config = json.dumps({"cniVersion": "1.1.0", **CONFIG})
         for each in both:
-            out, err = each.communicate(
-                input=json.dumps({"cniVersion": "1.1.0", **CONFIG}), timeout=20
-            )
+            out, err = each.communicate(input=config, timeout=20)
             assert (each.returncode, out) == (0, ""), (out, err)
         assert not links(niso, given)
         # the same pod has its address again in another sandbox
@@ -281,9 +262,8 @@ def test_pod_as_containerd_passes_it(niso: Plugin) -> None:
             assert back.data["ips"][0]["address"].partition("/")[0] == address
             assert niso.call("DEL", "1.1.0", **{**new, "NETNS": ""}).status == 0
         # what the runtime does not know any longer
-        kept = {
-            "cni.dev/valid-attachments": [{"containerID": second["CONTAINERID"], "ifname": "eth0"}]
-        }
+        valid = {"containerID": second["CONTAINERID"], "ifname": "eth0"}
+        kept = {"cni.dev/valid-attachments": [valid]}
         assert niso.call("GC", "1.1.0", extra=kept).status == 0
         assert ps(lab, "web-1-shop")["status"] == "attached"
         assert niso.call("GC", "1.1.0", extra={"cni.dev/valid-attachments": []}).status == 0
@@ -319,33 +299,16 @@ def test_containerd_runs_containers_on_it(lab: Lab) -> None:
 
 @needs_containerd
 def test_pods_of_containerds_cri_as_the_kubelet_runs_them(lab: Lab) -> None:
-    conflist = {
-        "cniVersion": "1.0.0",
-        "name": "pods",
-        "plugins": [
-            {
-                "type": "niso-cni",
-                "subnets": ["10.99.64.0/24"],
-                "capabilities": {"portMappings": True, "io.kubernetes.cri.pod-annotations": True},
-            }
-        ],
-    }
-    Containerd(lab, conflist, cri=True)
+    able = {"portMappings": True, "io.kubernetes.cri.pod-annotations": True}
+    plugin = {"type": "niso-cni", "subnets": ["10.99.64.0/24"], "capabilities": able}
+    Containerd(lab, {"cniVersion": "1.0.0", "name": "pods", "plugins": [plugin]}, cri=True)
     cri = Cri(lab, SOCKET)
     api, bad = cri.run("api")[0], cri.run("bad", "evil")[0]
     ways = {name: f"niso-{name}" for name in ("api-shop", "bad-evil")}
 
     def page(source: str, address: str) -> bool:
-        words = (
-            BUSYBOX,
-            "wget",
-            "-q",
-            "-T",
-            "1",
-            "-O",
-            "/dev/null",
-            f"http://{address}/bin/busybox",
-        )
+        url = f"http://{address}/bin/busybox"
+        words = (BUSYBOX, "wget", "-q", "-T", "1", "-O", "/dev/null", url)
         return lab.run(*words, netns=source, check=False).returncode == 0
 
     serve = ("/bin/busybox", "httpd", "-f", "-p", "80")
