@@ -328,7 +328,7 @@ class FakeProcesses:
 
     # --- waiting ---
 
-    def open_init(self, service: str) -> int:
+    def open_init(self, service: str, pid: int | None = None) -> int:
         run = self.current.get(service)
         return os.dup(run.life.fd) if run is not None and run.state == "running" else -1
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     items. A table with fixed keys maps to its named tuple class.
     """
 
+_SIMPLE = frozenset((str, int, float, bool, type(None)))
+"""The types of plain values without content."""
 _known: dict[tuple[str, Any], Kind] = {}
 _read: dict[Any, dict[str, Kind]] = {}
 
@@ -135,8 +137,12 @@ def _table(data: dict[str, object], table: Any) -> Any:
 
 def plain(value: Any) -> Any:
     """Convert a result of `convert` back to plain data, including keys with default values."""
-    if is_table(value):
-        return {name: plain(item) for name, item in zip(value._fields, value, strict=True)}
-    if type(value) is dict:
+    form = type(value)
+    if form in _SIMPLE:
+        return value
+    if is_table(form):
+        values = [item if type(item) in _SIMPLE else plain(item) for item in value]
+        return dict(zip(form._fields, values, strict=True))
+    if form is dict:
         return {name: plain(item) for name, item in value.items()}
-    return [plain(item) for item in value] if type(value) in (tuple, list) else value
+    return [plain(item) for item in value] if form in (tuple, list) else value

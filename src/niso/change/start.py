@@ -372,7 +372,7 @@ class Wait:
         # a restart since our start means that the process ended, but it may be an old one if the
         # process ran before
         is_new = now.restarts == 0 or not start.starts
-        self.pidfd = processes.open_init(start.name) if is_new else -1
+        self.pidfd = processes.open_init(start.name, now.pid) if is_new else -1
         self.run = (now.pid or 0, now.started_at or 0.0)
         began = time.monotonic()
         self.deadline = began + start.timeout_s

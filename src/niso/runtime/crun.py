@@ -219,8 +219,11 @@ def read_state(service: str) -> dict[str, Any] | None:
 def write_json(path: str, value: object) -> None:
     """Write a value as JSON to a file atomically, with mode 0600. Raises OSError."""
     draft = f"{path}.new"
-    with open(files.make(draft, 0o600), "w", encoding="utf-8") as file:
-        file.write(to_json(value))
+    fd = files.make(draft, 0o600)
+    try:
+        files.write(fd, to_json(value).encode())
+    finally:
+        os.close(fd)
     files.rename(draft, path)
 
 

@@ -214,7 +214,7 @@ def write_bundle(spec: ProcessSpec, bundle: str, under: root.Skeleton | None) ->
         # a lab without root: count the processes of the service's uid there
         most = {**most, "nproc": min(spec.pids_limit, most.get("nproc", spec.pids_limit))}
     machine = oci.OciHost(
-        init=os.path.join(bundle, INIT, os.path.basename(init())),
+        init=os.path.join(bundle, INIT, os.path.basename(root.once(init))),
         limits_max=most,
         resets=root.once(resets),
         devices=sources.devices(spec),
@@ -369,7 +369,8 @@ class _Creator:
         signals.hit(f"mount the root of {self._spec.service}")
         try:
             enter()
-            root.assemble(self._spec, self._bundle, init(), self._folders, *self._mounts)
+            own = root.once(init)
+            root.assemble(self._spec, self._bundle, own, self._folders, *self._mounts)
         except OSError as error:
             where = error.filename or "unshare"
             reason = f"cannot mount its root: {error.strerror}: {where}"
@@ -576,7 +577,7 @@ def write() -> None:
     The caller must have the lock ``.cgroup`` in shared mode, so that a concurrent `remove_unused`
     does not remove the script before the service has started.
     """
-    wanted = os.fsencode(text())
+    wanted = os.fsencode(root.once(text))
     if files.read(path()) == wanted:
         return
     draft = f"{path()}.{os.getpid()}.new"

@@ -87,7 +87,8 @@ def finish(begun: launch.Launch) -> int:
     """
     with _removed_on_error(begun.service):
         pid = begun.finish()
-        units.hand_over(begun.service, status.conmon(begun.service))
+        if units.has_stand_in(begun.service):
+            units.hand_over(begun.service, status.conmon(begun.service))
         return pid
 
 
@@ -108,9 +109,11 @@ def start(spec: ProcessSpec) -> int:
     return finish(begin(spec))
 
 
-def open_init(service: str) -> int:
-    """Return a pidfd of a service's PID 1, for the caller to close, or -1 if it has none."""
-    return crun.open_in_service(service, status.read(service).pid)
+def open_init(service: str, pid: int | None = None) -> int:
+    """Return a pidfd of a service's PID 1, for the caller to close, or -1 if it has none. ``pid``
+    is the pid of PID 1, if the caller has just read the service's status.
+    """
+    return crun.open_in_service(service, pid or status.read(service).pid)
 
 
 def terminate(service: str) -> int:
@@ -157,7 +160,9 @@ def stop(service: str, timeout_s: float | None = None) -> None:
 
 
 def stop_all(services: Iterable[str]) -> dict[str, Error]:
-    """Kill services with SIGKILL, and remove their runtime files. Return the errors by service."""
+    """Kill services with SIGKILL, and remove their runtime files. Return the errors by service. The
+    next of ``services`` is taken when the one before is removed.
+    """
     errors: dict[str, Error] = {}
     parents: set[str] = set()
     for name in services:
@@ -482,13 +487,11 @@ def mark(init: int) -> Mark | None:
     pids = [init]
     try:
         for pid in pids:  # grows while it is walked
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                program = file.read().partition(b"\0")[0]
+            program = files.of_process(pid, "cmdline").partition(b"\0")[0]
             # PID 1's child has PID 1's command line until it executes the entrypoint.
             entered = entered or program not in (b"", crun.INIT.encode())
             for tid in os.listdir(f"/proc/{pid}/task"):
-                with open(f"/proc/{pid}/task/{tid}/status", "rb") as file:
-                    text = file.read()
+                text = files.of_process(pid, f"task/{tid}/status")
                 sleeps = text.partition(b"\nState:\t")[2][:1] == b"S"
                 children = _children(pid, tid)
                 if not sleeps or len(threads) >= _MAX_THREADS or (children and pid != init):

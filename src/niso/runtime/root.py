@@ -123,15 +123,28 @@ def _show_host(folders: Sequence[str]) -> None:
     An overlay does not include mounts below its folder. A folder on another file system, such as
     one directly below /usr, therefore gets a separate overlay.
     """
-    devices = {}
-    for top in dict.fromkeys(folder.split("/")[1] for folder in folders):
+    for top in _tops(folders):
         os.mkdir(f"{HOST}/{top}")
         _show(f"/{top}", f"{HOST}/{top}")
-        devices[top] = os.stat(f"/{top}").st_dev
+    for folder in once(_on_other_devices, tuple(folders)):
+        _show(folder, HOST + folder)
+
+
+def _tops(folders: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(folder.split("/")[1] for folder in folders))
+
+
+def _on_other_devices(folders: Sequence[str]) -> list[str]:
+    """Return the folders that are not on the file system of their top-level folder: of ``folders``
+    and of the folders directly below /usr.
+    """
+    devices = {top: os.stat(f"/{top}").st_dev for top in _tops(folders)}
+    found = []
     for folder in (*folders, *(f"/usr/{name}" for name in os.listdir("/usr"))):
         info = os.lstat(folder)
         if stat.S_ISDIR(info.st_mode) and info.st_dev != devices[folder.split("/")[1]]:
-            _show(folder, HOST + folder)
+            found.append(folder)
+    return found
 
 
 def _show(folder: str, at: str) -> None:
@@ -185,9 +198,12 @@ def _free_name(spec: ProcessSpec, lines: list[list[str]]) -> str:
 
 
 def _write(path: str, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-    os.chmod(path, 0o644)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        files.write(fd, content)
+        os.fchmod(fd, 0o644)
+    finally:
+        os.close(fd)
 
 
 def check_points(rootfs: str) -> None:

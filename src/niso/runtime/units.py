@@ -150,6 +150,11 @@ def add_stand_in(service: str, conmon: int | None) -> None:
         _stand_ins[service] = (hold, done, unit, int(stand_in_pid or b"-1"))
 
 
+def has_stand_in(service: str) -> bool:
+    """Return whether a stand-in process keeps the service's unit active."""
+    return service in _stand_ins
+
+
 def hand_over(service: str, conmon: int | None) -> None:
     """Make a new conmon the main process of its unit, and end the unit's stand-in process."""
     if service not in _stand_ins or conmon is None:
