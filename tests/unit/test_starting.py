@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from refusals import refuses
 
 from niso.base import paths
 from niso.base.errors import Conflict, Error, ErrorGroup, ProcessError
-from niso.change import activate, admit, start, targets
+from niso.change import activate, admit, start, stop, targets
 from niso.runtime import health
 from niso.store.service_rows import ServiceRow
 
@@ -207,3 +209,34 @@ def test_order_that_cannot_be_is_refused(
         world.package(name)
     assert told(world, "a", "b", after=after) == [f"ERROR {words}"]
     assert world.store.services() == []
+
+
+def test_files_of_an_exited_service_are_removed_while_others_exit(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files are removed in the order in which the processes were asked to exit."""
+    processes = world.machine.processes
+    ends = {name: os.pipe() for name in ("a", "b", "c")}
+    done: list[str] = []
+
+    def ask(name: str) -> int:
+        done.append(f"ask {name}")
+        return os.dup(ends[name][0])
+
+    def remove(names: Iterable[str]) -> dict[str, Error]:
+        for name in names:
+            done.append(f"remove {name}")
+            if name == "a":
+                os.write(ends["b"][1], b"x")
+        return {}
+
+    monkeypatch.setattr(processes, "terminate", ask)
+    monkeypatch.setattr(processes, "stop_all", remove)
+    for name in ("a", "c"):  # b exits once the files of a are removed
+        os.write(ends[name][1], b"x")
+    rows = [BUSY._replace(name=name) for name in ends]
+    assert stop.stop(world.machine, rows, {}) == {}
+    assert done == [f"{what} {name}" for what in ("ask", "remove") for name in ends]
+    for fds in ends.values():
+        for fd in fds:
+            os.close(fd)

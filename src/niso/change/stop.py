@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from niso.base import paths
 from niso.base.errors import Error
@@ -123,7 +123,16 @@ def stop(machine: Machine, rows: Iterable[ServiceRow], needs: Needs) -> dict[str
     ``needs`` maps services to their dependencies. A service is stopped before its dependencies and
     its provider. Services without such an order are stopped concurrently.
     """
-    processes, rows = machine.processes, list(rows)
+    return machine.processes.stop_all(_ended(machine, list(rows), needs))
+
+
+def _ended(machine: Machine, rows: list[ServiceRow], needs: Needs) -> Iterator[str]:
+    """Ask the processes of services to exit, in the order that `stop` describes. Yield the name of
+    each service whose process has exited, or must be killed because of its timeout.
+
+    The caller removes the runtime files of each yielded service before it takes the next name,
+    while other processes exit.
+    """
     left = {
         row.name: spec.stop_timeout_s if (spec := row.process) else _STOP_TIMEOUT_S for row in rows
     }
@@ -137,33 +146,36 @@ def stop(machine: Machine, rows: Iterable[ServiceRow], needs: Needs) -> dict[str
         for dependency in dependencies:
             dependents[dependency].add(name)
     asked: dict[str, tuple[int, float]] = {}  # service -> (pidfd, monotonic time to kill it)
-    clear: list[str] = []
-    errors: dict[str, Error] = {}
+    queue: list[str] = []  # the services to yield, in the order in which they were asked
+    exited: set[str] = set()
 
     try:
-        while left or asked:
+        while left or asked or queue:
             ready = [name for name in left if not dependents[name]]
             # if none is ready and none is awaited, the rest is a cycle of dependencies: stop all
             for name in ready or ([] if asked else list(left)):
                 machine.report(Stopping(name))
                 timeout_s = left.pop(name)
-                pidfd = processes.terminate(name) if timeout_s > 0 else -1
+                pidfd = machine.processes.terminate(name) if timeout_s > 0 else -1
                 asked[name] = (pidfd, time.monotonic() + (timeout_s if pidfd >= 0 else 0.0))
-                clear.append(name)
-            for name in _over(asked):
+                queue.append(name)
+            while queue and queue[0] in exited:
+                yield queue.pop(0)
+            for name in _over(asked) if asked else ():
                 pidfd, until = asked.pop(name)
                 if pidfd >= 0:
                     os.close(pidfd)
                 if until <= time.monotonic():
-                    clear.remove(name)
-                    errors |= processes.stop_all([name])
+                    queue.remove(name)
+                    yield name  # killed before its dependencies are stopped
+                else:
+                    exited.add(name)
                 for dependency in needed[name]:
                     dependents[dependency].discard(name)
     finally:
         for pidfd, _ in asked.values():
             if pidfd >= 0:
                 os.close(pidfd)
-    return errors | processes.stop_all(clear)
 
 
 def _over(asked: Mapping[str, tuple[int, float]]) -> list[str]:
