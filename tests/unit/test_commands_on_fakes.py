@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -656,3 +657,15 @@ def test_names_that_niso_uses_itself_are_free_for_services(world: World) -> None
     world.assert_whole()
     world.niso("remove", *names.split())
     assert json.loads(world.niso("ps", "--json").stdout) == []
+
+
+def test_command_for_many_services_has_files_for_their_locks(world: World) -> None:
+    """The usual limit of open files, 1024, is lower than what 1,000 services need."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    names = [f"s{number:03}" for number in range(150)]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, before[1]))
+        with journal.locked(world.store, names):
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 2 * len(names)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -56,6 +56,27 @@ def flock(fd: int, service: str, at_most_s: float | None = None, quiet: bool = F
     return False
 
 
+_FEW, _SPARE = 100, 1024
+
+
+def raise_file_limit(services: int) -> None:
+    """Raise this process's limit of open files, so that it can lock so many services.
+
+    A command needs up to two descriptors for each of its services: of the lock and of the process.
+    The usual limit, 1024, is enough for 100 services. The limit is not raised above the hard limit
+    (setrlimit(2)).
+    """
+    if services <= _FEW:
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = sys.maxsize if hard == resource.RLIM_INFINITY else hard
+    wanted = min(2 * services + _SPARE, most)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 class service_lock:
     """A context manager that locks a service by its file ``<run>/locks/<service>.lock`` (flock(2)).
 

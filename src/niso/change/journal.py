@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from itertools import groupby
 
 from niso.base.errors import Conflict, Error, ErrorGroup, raise_all
-from niso.base.locks import Lock, remove_locks, service_lock
+from niso.base.locks import Lock, raise_file_limit, remove_locks, service_lock
 from niso.base.report import NotStarted, Recovered, Unfinished, event_class
 from niso.change import ports, stop
 from niso.runtime import event_log
@@ -187,6 +187,7 @@ def locked_one(store: Store, service: str) -> ExitStack:
 
 def _locked(store: Store, names: list[str]) -> ExitStack:
     held: list[str] = []
+    raise_file_limit(len(names))
     with ExitStack() as locks:
         try:
             for name in names:
