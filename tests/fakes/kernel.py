@@ -27,6 +27,7 @@ Objects of other kinds can be added if the objects that they depend on exist, an
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import ipaddress
@@ -204,6 +205,9 @@ class FakeHost:
 
     def clear_unfinished(self, name: str) -> None:
         pass  # a creation is not interrupted half-way
+
+    def namespaces_ahead(self, count: int) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def alias_at(self, pid: int) -> str:
         return self.inhabited.get(pid, (0, ""))[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import signal
+import time
 from collections.abc import Callable
 
 import pytest
@@ -32,6 +33,27 @@ def test_created_namespace_is_one_for_iproute2_with_lo_up_and_marked() -> None:
     assert sh("ip netns exec niso-api readlink /proc/self/ns/net") != sh(
         "readlink /proc/self/ns/net"
     )
+
+
+@throw_away_host
+def test_namespaces_made_ahead_are_like_others_and_unused_ones_end() -> None:
+    home, files, count = here(), os.listdir("/proc/self/fd"), 6
+    with netns.ahead(count):
+        until = time.monotonic() + 10
+        while len(netns._ahead) < count and time.monotonic() < until:
+            time.sleep(0.01)
+        assert len(netns._ahead) == count
+        for name in ("niso-a", "niso-b"):
+            netns.create(name, alias=ALIAS)
+        assert len(netns._ahead) == count - 2
+    assert (netns._ahead, here()) == ([], home)
+    assert os.listdir("/proc/self/fd") == files
+    spaces = {sh(f"ip netns exec {name} readlink /proc/self/ns/net") for name in netns.names()}
+    assert len(spaces) == 2
+    for name in netns.names():
+        (lo,) = ip(f"-n {name} link")
+        assert (lo["ifname"], lo["ifalias"]) == ("lo", ALIAS)
+        assert "UP" in lo["flags"]
 
 
 @throw_away_host

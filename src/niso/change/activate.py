@@ -269,7 +269,10 @@ class _Activation:
         self._stop_converted()
 
     def change(self) -> list[Change]:
-        with Lock():
+        active = {*self._store.active_services()}
+        fresh = [t for t in self._targets if t.spec.network.mode == "bridge"]
+        count = sum(t.files is not None and t.name not in active for t in fresh)
+        with Lock(), self._kernel.namespaces_ahead(count):
             self.claims.remove_displaced()
             scope = self._scope()
             with change(

@@ -20,6 +20,8 @@ import contextlib
 import errno
 import os
 import sys
+import time
+from _thread import LockType, allocate_lock, start_new_thread
 from fcntl import ioctl
 
 from niso.base import paths, signals
@@ -27,6 +29,7 @@ from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import is_marked
 from niso.base.native import call_libc, socket
+from niso.base.signals import signals_blocked
 from niso.kernel.link_records import IFF_UP, IFLA_IFNAME
 from niso.kernel.netlink import Message, refused, refusing, text, u32
 from niso.kernel.rtnetlink import IFLA_NET_NS_FD, NEWLINK, Rtnl, ifinfo
@@ -66,11 +69,16 @@ def make(name: str, *, alias: str = "") -> Rtnl:
         os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0))
         rtnl = None
         try:
-            with unnamed():
-                rtnl = Rtnl()
+            rtnl = _take_ahead()
+            with unnamed() if rtnl is None else contextlib.nullcontext():
+                rtnl = rtnl or Rtnl()
                 rtnl.set_link("lo", up=True, alias=alias)
                 signals.hit(f"name network namespace '{name}'")
-                bind(_OWN, path)
+                own = rtnl.open_netns()
+                try:
+                    bind(f"/proc/self/fd/{own}", path)
+                finally:
+                    os.close(own)
         except BaseException:
             if rtnl is not None:
                 rtnl.close()
@@ -80,6 +88,61 @@ def make(name: str, *, alias: str = "") -> Rtnl:
             os.unlink(path)
             raise
         return rtnl
+
+
+_FEW, _MOST_AHEAD = 4, 256
+_ahead: list[Rtnl] = []
+"""Sockets in unnamed namespaces, each for a later call of `make`."""
+_missing = 0
+"""How many namespaces are still to be created, by the thread of `ahead` or by `make`."""
+
+
+@contextlib.contextmanager
+def ahead(count: int) -> Iterator[None]:
+    """Run a ``with`` block that calls `make` about ``count`` times. A thread creates the namespaces
+    in advance, on another processor. They have no names and end with their sockets, so a killed
+    command leaves none of them.
+    """
+    global _missing
+    if count < _FEW:
+        yield
+        return
+    _missing = count
+    ended, stop = allocate_lock(), allocate_lock()
+    ended.acquire()
+    with signals_blocked():  # the main thread handles signals
+        try:
+            start_new_thread(_create_ahead, (ended, stop))
+        except RuntimeError:  # no thread is available: `make` creates all of them
+            ended.release()
+    try:
+        yield
+    finally:
+        with signals_blocked():
+            stop.acquire()
+            ended.acquire()
+            while _ahead:
+                _ahead.pop().close()
+
+
+def _create_ahead(ended: LockType, stop: LockType) -> None:
+    try:
+        while _missing > len(_ahead) and not stop.locked():
+            if len(_ahead) < _MOST_AHEAD:
+                os.unshare(os.CLONE_NEWNET)
+                _ahead.append(Rtnl())
+            else:
+                time.sleep(0.001)
+    except (OSError, KernelError):
+        return  # `make` creates the rest
+    finally:
+        ended.release()
+
+
+def _take_ahead() -> Rtnl | None:
+    global _missing
+    _missing -= 1
+    return _ahead.pop() if _ahead else None
 
 
 def marked(pid: int) -> str:

@@ -203,6 +203,7 @@ class Kernel:
     clear_unfinished = staticmethod(netns.clear_unfinished)
     alias_at = staticmethod(netns.marked)
     name_netns = staticmethod(netns.attach)
+    namespaces_ahead = staticmethod(netns.ahead)
 
     def addresses_in(self, name: str, link: str) -> list[str]:
         """Return the addresses, with prefix lengths, of an interface in a namespace, or []."""

@@ -74,7 +74,7 @@ _RTA_PREFSRC = 7
 _METRIC6 = 256  # IP6_RT_PRIO_ADDRCONF: routes that the kernel adds with IPv6 addresses
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
 
-_SIOCGIFNAME, _SIOCGIFINDEX, _SIOCETHTOOL = 0x8910, 0x8933, 0x8946
+_SIOCGIFNAME, _SIOCGIFINDEX, _SIOCETHTOOL, _SIOCGSKNS = 0x8910, 0x8933, 0x8946, 0x894C
 _GTXCSUM, _STXCSUM, _SGRO = 0x16, 0x17, 0x2C
 _LO = 1  # LOOPBACK_IFINDEX
 _OWN_INDEX = 1 << 20  # the first index of links made by niso; the kernel counts up from 1
@@ -109,6 +109,11 @@ class Rtnl(netlink.Netlink):
         with netlink.refusing(f"find link '{name}'"):
             answer = ioctl(self._socket, _SIOCGIFINDEX, _ifreq.pack(name.encode(), 0))
         return int(_ifreq.unpack(answer)[1])
+
+    def open_netns(self) -> int:
+        """Return a descriptor of the network namespace of this socket. The caller closes it."""
+        with netlink.refusing("open the network namespace of a socket"):
+            return int(ioctl(self._socket, _SIOCGSKNS))
 
     def name(self, index: int) -> str:
         try:
