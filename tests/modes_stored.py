@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stored import service_spec
 
-from niso.change.targets import Target
+from niso.change.scope import Target
 from niso.plan.records import Entry, NetworkRecord, Peer, Policy, SubnetRecord
 from niso.runtime.package import PackageFiles
 

@@ -43,13 +43,12 @@ from niso.base.names import is_marked
 from niso.kernel import policy_rules, ruleset
 from niso.kernel.conntrack import Tracked
 from niso.kernel.foreign_chains import Chain, ForeignChains
-from niso.kernel.kinds.addresses import Address, Route, RoutingRule
+from niso.kernel.kinds.addresses import Address, PermanentNeighbour, Route, RoutingRule
 from niso.kernel.kinds.hosts_files import HostsEdit, HostsFile, HostsLine
 from niso.kernel.kinds.kind import KINDS, AnyStep, State, Step, kind_of
 from niso.kernel.kinds.kind import Foreign as Refused
 from niso.kernel.kinds.links import Bridge, Veth
 from niso.kernel.kinds.namespaces import Netns, NetnsName
-from niso.kernel.kinds.neighbours import PermanentNeighbour
 from niso.kernel.kinds.nft import NftTransaction, Ruleset
 from niso.kernel.kinds.sysctls import FORWARDING6, Sysctl
 from niso.kernel.kinds.tunnels import Vxlan

@@ -11,9 +11,8 @@ from kernel_world import ALIAS, MAC, add_pair, ip, sh, throw_away_host
 
 from niso.base.errors import KernelError
 from niso.kernel import neighbour_tables, netns
-from niso.kernel.kinds.addresses import Address, Route
+from niso.kernel.kinds.addresses import Address, PermanentNeighbour, Route
 from niso.kernel.kinds.kind import Step
-from niso.kernel.kinds.neighbours import PermanentNeighbour
 from niso.kernel.link_records import prefix
 from niso.kernel.netlink import Message
 from niso.kernel.real import Kernel

@@ -11,11 +11,10 @@ from ruleset_elements import element_of
 
 from niso.base.errors import Conflict, KernelError
 from niso.kernel import ruleset
-from niso.kernel.kinds.addresses import Address, Route
+from niso.kernel.kinds.addresses import Address, Fdb, PermanentNeighbour, Route
 from niso.kernel.kinds.kind import AnyStep, State, Step
 from niso.kernel.kinds.links import Bridge, Veth
 from niso.kernel.kinds.namespaces import Netns
-from niso.kernel.kinds.neighbours import Fdb, PermanentNeighbour
 from niso.kernel.kinds.nft import NftTransaction, owner
 from niso.kernel.kinds.sysctls import Sysctl
 from niso.kernel.kinds.tunnels import Vxlan

@@ -24,8 +24,8 @@ from niso.cluster.config import Config
 from niso.cluster.engine import Delete, Put, Txn, encode
 from niso.cluster.key_values import PROTO, Cluster, HostEntry
 from niso.cluster.membership import ClusterKeys
+from niso.kernel.kinds.addresses import Fdb
 from niso.kernel.kinds.kind import State
-from niso.kernel.kinds.neighbours import Fdb
 from niso.kernel.kinds.tunnels import KERNEL, USERSPACE, Vxlan, WireGuard
 from niso.kernel.nft_elements import Element
 from niso.kernel.ruleset import TUNNEL

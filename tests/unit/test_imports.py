@@ -53,6 +53,7 @@ PURE_MAY = {
     "plan.dns_answers": {"ipaddress"},
     "plan.records": {"ipaddress"},  # for types alone
     "plan.verdict": {"functools", "ipaddress"},
+    "plan.desired": {"functools"},
     "plan.elements": {"functools", "hashlib"},
     "plan.policy_elements": {
         "bisect",
@@ -110,7 +111,7 @@ CHANGES_OR_SERVES = {
 """Folders of which a command that only prints rows of the store loads nothing."""
 MOST = {"net list": 36, "net ports": 37, "ps": 44, "version": 17, "complete": 38}
 """How many modules of niso each short command loads at most: each costs 0.2 ms or more."""
-MOST_OF_PLUGINS = {"cni": 74, "netavark": 76}
+MOST_OF_PLUGINS = {"cni": 60, "netavark": 60}
 """How many modules of niso the plugins load at most before a call."""
 
 
@@ -453,3 +454,41 @@ def test_local_networks_load_nothing_of_the_cluster() -> None:
         if found := {top for top in tops if top.startswith("cluster.") or top in about}:
             wrong[module] = found
     assert wrong == {}
+
+
+def test_lazy_modules_are_imported_for_type_checkers() -> None:
+    """``x = lazy("niso.a.x")`` and, under TYPE_CHECKING, the import that gives ``x`` its types."""
+    wrong = {}
+    for module in MODULES:
+        typed, lazily = set(), set()
+        for node in ast.walk(tree(module)):
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                for given in ast.walk(ast.Module(node.body, [])):
+                    if isinstance(given, ast.ImportFrom):
+                        typed |= {
+                            (alias.asname or alias.name, f"{given.module}.{alias.name}")
+                            for alias in given.names
+                        }
+                    elif isinstance(given, ast.Import):
+                        typed |= {(alias.name, alias.name) for alias in given.names}
+            elif isinstance(node, ast.Assign) and "lazy(" in ast.unparse(node.value):
+                target, value = node.targets[0], node.value
+                names = target.elts if isinstance(target, ast.Tuple) else [target]
+                calls = value.elts if isinstance(value, ast.Tuple) else [value]
+                lazily |= {
+                    (ast.unparse(name), ast.literal_eval(call.args[0]))
+                    for name, call in zip(names, calls, strict=True)
+                    if isinstance(call, ast.Call)
+                }
+        if lazily - typed:
+            wrong[module] = lazily - typed
+    assert wrong == {}
+
+
+def test_lazy_module_is_imported_by_its_first_call() -> None:
+    code = (
+        "import sys; from niso.base.named_tuples import lazy; of = lazy('niso.base.text').shown;"
+        "before = 'niso.base.text' in sys.modules; print(before, of('a'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == 'False "a"\n'

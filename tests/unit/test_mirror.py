@@ -15,8 +15,8 @@ from niso.base.errors import KernelError
 from niso.change.deactivate import remove
 from niso.cluster import mirror
 from niso.cluster.claims import Claims, Wanted
+from niso.kernel.kinds.addresses import Fdb, PermanentNeighbour
 from niso.kernel.kinds.kind import State
-from niso.kernel.kinds.neighbours import Fdb, PermanentNeighbour
 
 
 @pytest.fixture

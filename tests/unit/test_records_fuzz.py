@@ -123,7 +123,7 @@ LINES = st.lists(
 def test_whatever_is_in_a_log_it_is_read_and_shown_without_control_bytes(
     service: str, lines: list[bytes], ended: bool, last: int | None, stamps: bool
 ) -> None:
-    written(f"{paths.log_dir(service)}/{logs.LOG_NAME}", b"\n".join(lines) + b"\n" * ended)
+    written(f"{paths.log_dir(service)}/{paths.LOG_NAME}", b"\n".join(lines) + b"\n" * ended)
     for chunk in logs.read(service, last, timestamps=stamps):
         shown = escaped_lines(chunk.decode("utf-8", "replace"))
         assert shown.replace("\n", "").replace("\t", "").isprintable()

@@ -443,7 +443,7 @@ class Host(ApiPart):
         With ``kernel``, no process is started or stopped, no attachment is removed, and no
         interrupted change is completed or rolled back. Raises ErrorGroup, Error.
         """
-        from niso.change import boot, repair
+        from niso.change import repair, warnings
 
         machine = self.session.machine_for_change()
         if dry_run:
@@ -456,7 +456,7 @@ class Host(ApiPart):
         steps += sum(one.changed for one in self.attachments.apply_policies())
         self.session.report(Finished())
         if steps:
-            boot.hand_over_started(machine, machine.store.active_services())
+            warnings.hand_over_started(machine, machine.store.active_services())
         return Repaired(steps)
 
     def guard_firewalls(self, on: bool = True) -> tuple[niso.Marked, ...]:

@@ -6,6 +6,7 @@ from ipaddress import ip_address
 
 from niso.base.errors import InvalidInput, UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import host_label, network_name, service_name
 from niso.change import attach, unit_network, warnings
 from niso.change.attach import Attachment, AttachmentNetwork, Request, interface_name, mac
 from niso.change.deactivate import Done
@@ -13,7 +14,6 @@ from niso.look.session import ApiPart, as_usage, path, text, texts
 from niso.manifest.addresses_and_ports import distinct, parse_port, static_address
 from niso.manifest.policy import parse
 from niso.manifest.process_keys import WAYS, rate
-from niso.manifest.values import host_label, network_name, service_name
 from niso.plan import records
 
 if TYPE_CHECKING:

@@ -129,8 +129,8 @@ class Networks(ApiPart):
         Raises Conflict, UsageError, KernelError, and Error if the cluster does not answer. In these
         cases nothing has changed.
         """
+        from niso.base.names import network_name
         from niso.change import journal, networks
-        from niso.manifest.values import network_name
         from niso.plan.subnets import NetworkRequest
 
         self.session.require()

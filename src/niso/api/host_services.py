@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     import niso
+    from niso.change.scope import Target
     from niso.change.start import After
-    from niso.change.targets import Target
     from niso.runtime.machine import Machine
     from niso.runtime.units import Following
 
@@ -137,7 +137,7 @@ class Services(ApiPart):
 
         ``after`` maps each service to its dependencies. If it is None, dependencies are ignored.
         """
-        from niso.change import activate, boot, deactivate, warnings
+        from niso.change import activate, deactivate, warnings
 
         machine = self.session.machine_for_change()
         store = machine.store
@@ -148,7 +148,7 @@ class Services(ApiPart):
         running = store.instances.runners(wanted)
         warnings.warn_of_limits(machine, running)
         warnings.warn_of_name_servers(machine, running)
-        boot.hand_over_started(machine, wanted)
+        warnings.hand_over_started(machine, wanted)
         return tuple(deactivate.Done(name, True) for name in wanted)
 
     def scale(self, name: str, replicas: int, *, timeout: float = 60.0) -> tuple[niso.Outcome, ...]:

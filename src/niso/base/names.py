@@ -1,4 +1,5 @@
 """Derive the names and MACs of bridges, interfaces and namespaces. Parse and format addresses.
+Check names that users choose.
 
 All names and MACs are deterministic. An interface name has at most 15 characters (IFNAMSIZ - 1,
 linux/if.h).
@@ -9,8 +10,16 @@ The functions for addresses and prefixes replace `ipaddress` for input that is a
 
 from __future__ import annotations
 
-from niso.base.named_tuples import NamedTuple
+from niso.base.errors import InvalidInput
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, lazy
 from niso.base.native import sha256, socket
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from niso.base import text as base_text
+else:
+    base_text = lazy("niso.base.text")
 
 MAX_IFNAME = 15
 DEFAULT_NETWORK = "niso-default"
@@ -191,3 +200,97 @@ def prefix(cidr: str) -> Prefix:
     """Parse a prefix string that is already validated, such as ``10.99.1.0/24``."""
     start, _, length = cidr.partition("/")
     return Prefix(family_of(cidr), number(start), int(length))
+
+
+def within(addresses: Iterable[str]) -> Callable[[bytes], bool]:
+    """Return a function that tests whether a packed address (4 or 16 bytes) is covered by
+    ``addresses``, which are addresses and prefixes.
+    """
+    exact, prefixes = set(), []
+    for text in addresses:
+        if "/" in text:
+            prefixes.append(prefix(text))
+        else:
+            exact.add(packed(text))
+
+    def contains(address: bytes) -> bool:
+        value, version = int.from_bytes(address), 6 if len(address) == 16 else 4
+        return address in exact or any(
+            one.version == version and 0 <= value - one.start < one.num_addresses
+            for one in prefixes
+        )
+
+    return contains
+
+
+# --- names that users choose ----------------------------------------------------------------------
+
+
+LOWER = frozenset("abcdefghijklmnopqrstuvwxyz")
+DIGITS = frozenset("0123456789")
+NAME_CHARACTERS = LOWER | DIGITS | {"-"}
+MAX_NAME = 63  # a label of RFC 1035, 2.3.4
+
+NAME_RIGHT = "a-z, 0-9 and -, first a letter, last a letter or digit, at most 63 characters"
+NETWORK_RIGHT = "a-z, 0-9 and -, first a letter, at most 63 characters"
+_CHARACTERS_RIGHT = "a-z, 0-9, -"
+
+
+def wrong(key: str, value: object, reason: str, right: str, example: str = "") -> InvalidInput:
+    """Build the error for an invalid value. ``reason`` is a predicate: "is out of range"."""
+    hint = f"for example {example}" if example else None
+    error = InvalidInput(reason, hint, key, value=base_text.shown(value), right=right)
+    error.example = example
+    return error
+
+
+def require(text: str, key: str, reason: str | None, right: str, example: str = "") -> str:
+    """Return ``text`` if ``reason`` is None or "". Otherwise raise InvalidInput from `wrong`."""
+    if reason:
+        raise wrong(key, text, reason, right, example)
+    return text
+
+
+def _name(text: str, key: str, right: str, example: str, *, is_label: bool = True) -> str:
+    """Return ``text`` if it is a valid name, and with ``is_label`` also a valid host name."""
+    reason = ""
+    invalid = next((character for character in text if character not in NAME_CHARACTERS), None)
+    if not text:
+        reason = "it is empty"
+    elif len(text) > MAX_NAME:
+        reason = f"it has {len(text)} characters"
+    elif invalid is not None:
+        reason, right = f"{base_text.shown(invalid)} is not allowed", _CHARACTERS_RIGHT
+    elif text[0] not in LOWER:
+        reason = "it does not start with a letter"
+    elif is_label and text.endswith("-"):
+        reason = "it ends with -"
+    elif is_label and (text in ("host", "localhost", "outside") or text.startswith("ip6-")):
+        reason = "it is reserved by the system"
+    return require(text, key, reason and f"is not a valid name: {reason}", right, example)
+
+
+def service_name(text: str, key: str) -> str:
+    """Return ``text`` if it is a valid name of a service. Raises InvalidInput."""
+    return _name(text, key, NAME_RIGHT, '"api"')
+
+
+def host_label(text: str, key: str) -> str:
+    """Return ``text`` if it is a valid lower-case host name (RFC 1123, 2.1) and not reserved."""
+    return _name(text, key, NAME_RIGHT, '"web"')
+
+
+def network_name(text: str, key: str) -> str:
+    """Return ``text`` if it is a valid name of a network. Raises InvalidInput.
+
+    ``default`` is refused, because its bridge would have the same name as the bridge of
+    ``niso-default``. ``none`` and ``host`` are refused, because they are values of network.mode: a
+    network ``none`` would mean the opposite of Docker's ``--network none``.
+    """
+    _name(text, key, NETWORK_RIGHT, '"backend"', is_label=False)
+    if text == "default":
+        reason = "is not a valid name: the default network is called niso-default"
+        raise wrong(key, text, reason, NETWORK_RIGHT, '"backend"')
+    right = f'did you mean mode = "{text}"?' if key.startswith("network") else NETWORK_RIGHT
+    is_mode = text in ("none", "host")
+    return require(text, key, "is not a network but a mode" if is_mode else None, right)

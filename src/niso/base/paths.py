@@ -76,6 +76,10 @@ def contents_file(service: str) -> str:
     return f"{state_dir()}/contents/{service}"
 
 
+LOG_NAME = "service.log"
+"""The name of the newest log file in `log_dir`."""
+
+
 def log_dir(service: str) -> str:
     return f"{state_dir()}/logs/{service}"
 

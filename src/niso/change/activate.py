@@ -13,17 +13,15 @@ from contextlib import ExitStack, suppress
 
 from niso.base.errors import Conflict, Error, ErrorGroup, NotFound, raise_all
 from niso.base.locks import Busy, Lock, lock_after
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, lazy
 from niso.base.report import CopyingPackage, Stopping, silent
 from niso.base.signals import signals_blocked
-from niso.change import deploy, outside_names_refresh, scope, start, stop
+from niso.change import outside_names_refresh, scope, start, stop
 from niso.change.admit import NO_STACK, Change, NoClaims, StackMembership, record_all
-from niso.change.deploy import Rollout
 from niso.change.journal import begin, end_restart, locked, locked_instances, recover
-from niso.change.scope import leaving, scope_left, scope_of
+from niso.change.scope import Target, leaving, report_to_cluster, scope_left, scope_of
 from niso.change.start import After
-from niso.change.targets import Target, of_row, replaced
-from niso.change.undo import undo_all
+from niso.change.targets import of_row, replaced
 from niso.kernel import host_facts
 from niso.look.host_ports import Port, rows
 from niso.reconcile.change import change, desired_now, plan
@@ -37,8 +35,11 @@ from niso.store.store import Store
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from niso.change import cluster_claims
+    from niso.change import cluster_claims, deploy, undo
+    from niso.change.deploy import Rollout
     from niso.plan.verdict import PolicyContext
+else:
+    deploy, undo = lazy("niso.change.deploy"), lazy("niso.change.undo")
 
 
 _TRIES = 10
@@ -342,7 +343,8 @@ class _Activation:
             from niso.change import health_agent
 
             health_agent.ensure(self._machine)
-        deploy.complete(self._machine, self._rollouts, self._began)
+        if self._rollouts:
+            deploy.complete(self._machine, self._rollouts, self._began)
 
     def outcomes(self, changes: list[Change], changed: set[str]) -> list[Outcome]:
         """Return one outcome per service. A changed instance counts as a change of its service."""
@@ -369,9 +371,9 @@ class _Activation:
         cluster_claims.report_changes(self._machine, services)
 
     def undo(self, error: BaseException) -> None:
-        undo_all(self._machine, self._names, error)
+        undo.undo_all(self._machine, self._names, error)
         if self.claims.homes:
-            stop.report_to_cluster(self._machine, self.claims.homes)
+            report_to_cluster(self._machine, self.claims.homes)
 
     def record_failures(self, error: BaseException) -> None:
         """Record the failed deploys for `niso history`.

@@ -13,12 +13,10 @@ from contextlib import contextmanager
 from itertools import count
 
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, flatten, raise_all
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, lazy
 from niso.base.names import link_prefix, prefix, veth
-from niso.change import scope, stop, targets
-from niso.change.ports import admit
-from niso.change.targets import Target
-from niso.look import host_ports
+from niso.change import scope
+from niso.change.scope import Target
 from niso.plan.records import Entry, Peer, Policy, PortMapping
 from niso.plan.specs import ServiceSpec
 from niso.reconcile import host_settings
@@ -38,9 +36,16 @@ from niso.store.store import Store
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
+    from niso.change import ports, stop, targets
+    from niso.look import host_ports
     from niso.plan.subnets import NetworkRequest
-
-"""Labels of an attachment: the aliases and the IP address that the user of a pod has chosen."""
+else:  # an attachment without published ports needs none of them
+    ports, stop, targets = (
+        lazy("niso.change.ports"),
+        lazy("niso.change.stop"),
+        lazy("niso.change.targets"),
+    )
+    host_ports = lazy("niso.look.host_ports")
 
 
 def _ensure(machine: Machine, network: NetworkRequest | str, holds: str | None = None) -> None:
@@ -292,9 +297,11 @@ def _set_ports(
             )
         store.end_publishing(name)
     manifest = [published.port for published in wanted]
-    last = host_ports.published_by(before) if before is not None else ()
-    ports, chosen = admit(machine, name, manifest, had, keys, together, named, last)
-    store.set_ports(name, ports, chosen)
+    made = chosen = list[PortMapping]()
+    if manifest or store.forwards(name):
+        last = host_ports.published_by(before) if before is not None else ()
+        made, chosen = ports.admit(machine, name, manifest, had, keys, together, named, last)
+    store.set_ports(name, made, chosen)
     for sharer in store.sharers(name):
         store.note_published(sharer)
 

@@ -15,14 +15,12 @@ from itertools import count
 from niso.base import paths
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound, raise_all
 from niso.base.locks import Lock
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, lazy
 from niso.base.names import MAC_PREFIX, family_of
-from niso.change import journal, stop
+from niso.change import journal
 from niso.change.admit import NoClaims, generations, record, release
-from niso.change.scope import leaving, scope_of
-from niso.change.targets import Target
+from niso.change.scope import Target, leaving, report_to_cluster, scope_of
 from niso.kernel.netns import ForeignNetns
-from niso.look.host_ports import Port, rows
 from niso.plan import records
 from niso.plan.records import Entry, Peer, Policy
 from niso.plan.specs import NetworkSpec, Published, ServiceSpec
@@ -35,10 +33,14 @@ from niso.store.sqlite import encoded
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from niso.change import cluster_claims
+    from niso.change import cluster_claims, stop
     from niso.kernel.real import Kernel
+    from niso.look import host_ports
+    from niso.look.host_ports import Port
 
     Claims = cluster_claims.ActivationClaims | NoClaims
+else:
+    stop, host_ports = lazy("niso.change.stop"), lazy("niso.look.host_ports")
 
 
 POD_POLICY = "pod_policy"
@@ -104,7 +106,7 @@ def attach(machine: Machine, request: Request, instead_of: AttachedRow | None = 
         finally:
             claims.close()
         if request.name not in claims:
-            stop.report_to_cluster(machine, [request.name])
+            report_to_cluster(machine, [request.name])
         return done
 
 
@@ -149,11 +151,12 @@ def _apply(machine: Machine, target: Target, claims: Claims) -> Attachment:
         claims.publish()
         with Lock():
             _end(machine, name, left)
+    ports = [port for _, port in store.ports(name)]
     return Attachment(
         name,
         bool(made.steps) or not as_before,
         tuple(address for _, address in store.addresses(name)),
-        rows((port for _, port in store.ports(name)), store.port_families(name)),
+        host_ports.rows(ports, store.port_families(name)) if ports else (),
         f"/run/netns/niso-{name}",
     )
 
@@ -306,7 +309,7 @@ def _forget(machine: Machine, row: ServiceRow) -> None:
     with Lock(), store.transaction():
         store.begin_intent(row.name, "remove", time.time())
     stop.withdraw(machine, [row], ends=True, forgets=True)
-    stop.report_to_cluster(machine, [row.name])
+    report_to_cluster(machine, [row.name])
 
 
 def collect(

@@ -505,26 +505,6 @@ def _marked(changed: list[str]) -> list[Marked]:
 # --- supervision by systemd after a start ---------------------------------------------------------
 
 
-def hand_over_started(machine: Machine, names: list[str]) -> None:
-    """Let systemd supervise services that a command has started.
-
-    Errors are raised if systemd requested the start. Otherwise they are reported as warnings.
-    """
-    by_systemd = any(systemd.path(name) is not None for name in names)
-    if not by_systemd and not (
-        systemd.booted()
-        and any((row := machine.store.service(name)) and row.enabled for name in names)
-    ):
-        return
-
-    try:
-        hand_over(machine, names)
-    except Error as error:
-        if by_systemd:
-            raise
-        machine.caution(error.message, [error.hint] if error.hint else [])
-
-
 def has_ended_by_itself(store: Store, names: list[str]) -> bool:
     """Return whether systemd calls niso only because a service's process has exited.
 

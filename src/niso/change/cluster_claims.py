@@ -18,8 +18,7 @@ from niso.base.report import AskingCluster, Event, WarningEvent, silent
 from niso.change import span_networks
 from niso.change.admit import NoClaims
 from niso.change.journal import locked
-from niso.change.scope import concerned, named_provider
-from niso.change.targets import Target
+from niso.change.scope import Target, concerned, named_provider
 from niso.cluster import mirror
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.engine import NoAnswer

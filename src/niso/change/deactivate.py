@@ -10,6 +10,7 @@ from niso.base.locks import Lock
 from niso.base.named_tuples import NamedTuple
 from niso.change import stop
 from niso.change.journal import begin, locked, recover
+from niso.change.scope import report_to_cluster
 from niso.runtime import volumes
 from niso.runtime.machine import Machine
 
@@ -63,7 +64,7 @@ def deactivate(
             with Lock(), store.transaction():
                 for name in idle:
                     store.end_publishing(name)
-        stop.report_to_cluster(machine, services)
+        report_to_cluster(machine, services)
         raise_all(errors)
     if not keep_forwards:
         _stop_units(machine, named)
@@ -108,7 +109,7 @@ def remove(machine: Machine, services: list[str], with_volumes: bool = False) ->
         for name in services if with_volumes else ():
             if name not in known:
                 volumes.remove_all(name, machine.report)
-        stop.report_to_cluster(machine, [*known, *homes])
+        report_to_cluster(machine, [*known, *homes])
         raise_all(errors)
 
 

@@ -23,8 +23,8 @@ from niso.base.names import netns
 from niso.base.report import event_class
 from niso.change import process_record, stop
 from niso.change.journal import begin, locked_instances
-from niso.change.scope import concerned
-from niso.change.targets import Target, of_row
+from niso.change.scope import Target, concerned, report_to_cluster
+from niso.change.targets import of_row
 from niso.change.undo import restore_manifest
 from niso.plan.specs import DeploySpec, ServiceSpec
 from niso.reconcile.change import change
@@ -502,7 +502,7 @@ def _take_back(
             served = {instance.service for instance in store.instances.of(one.name, LEAVING)}
             store.instances.set_state(served.intersection(one.old), SERVING)
             store.instances.set_state([target.name for target in one.new], LEAVING)
-    stop.report_to_cluster(machine, [name for one in rollouts for name in one.old])
+    report_to_cluster(machine, [name for one in rollouts for name in one.old])
     for one, row in zip(rollouts, befores, strict=True):
         files = one.front.files
         if files is not None and row is not None and files.copy_path(one.name) != row.package:
@@ -594,7 +594,7 @@ def tidy(machine: Machine, front: str) -> None:
     if surplus and active:
         begin(store, surplus, "remove")
         stop.forget(machine, surplus)
-        stop.report_to_cluster(machine, surplus)
+        report_to_cluster(machine, surplus)
         for name in surplus:
             remove_locks(name)
 

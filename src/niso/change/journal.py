@@ -14,8 +14,9 @@ from itertools import groupby
 
 from niso.base.errors import Conflict, Error, ErrorGroup, raise_all
 from niso.base.locks import Lock, raise_file_limit, remove_locks, service_lock
+from niso.base.named_tuples import TYPE_CHECKING, lazy
 from niso.base.report import NotStarted, Recovered, Unfinished, event_class
-from niso.change import ports, stop
+from niso.change.scope import report_to_cluster
 from niso.runtime import event_log
 from niso.runtime.machine import Machine
 from niso.store.service_rows import (
@@ -27,6 +28,11 @@ from niso.store.service_rows import (
 )
 from niso.store.sqlite import sqlite3
 from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.change import ports, stop
+else:  # only interrupted changes, and stops, need them
+    ports, stop = lazy("niso.change.ports"), lazy("niso.change.stop")
 
 EndingRestart = event_class("EndingRestart", lambda service: f"complete the restart of {service}")
 
@@ -159,7 +165,7 @@ def _finish(machine: Machine, intent: Intent) -> dict[str, Error]:
             raise_all(stop.finish(machine, [name], not removes, keep_forwards, began=now))
             if removes:
                 stop.forget(machine, [name], intent.action == "remove volumes")
-            stop.report_to_cluster(machine, [name])
+            report_to_cluster(machine, [name])
     except Error as error:
         return {name: error}
     return {}

@@ -16,7 +16,7 @@ from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import DEFAULT_NETWORK, alias
 from niso.plan import subnets
-from niso.plan.records import NetworkRecord, SubnetRecord
+from niso.plan.records import MIN_MTUS, NetworkRecord, SubnetRecord
 from niso.plan.subnets import PREFIX_LENGTH, PRIVATE, NetworkRequest
 from niso.reconcile import host_settings
 from niso.reconcile.change import change
@@ -125,7 +125,7 @@ def plan_network(
     given, mtu = subnets._gateways(nets, request.gateways), request.mtu
     if mtu is None:
         # IPv6 needs a minimum MTU (RFC 8200, 5), even if the host's MTU is smaller
-        mtu = max(kernel.default_mtu(), subnets.MIN_MTUS[6] if with_ipv6 else 0)
+        mtu = max(kernel.default_mtu(), MIN_MTUS[6] if with_ipv6 else 0)
     own = [
         SubnetRecord(net.version, str(net), given.get(net.version, str(net.network_address + 1)))
         for net in sorted(nets, key=lambda net: net.version)

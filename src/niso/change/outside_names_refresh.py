@@ -14,12 +14,10 @@ from contextlib import suppress
 
 from niso.base.errors import Error, missing_library
 from niso.base.locks import Lock
-from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.named_tuples import TYPE_CHECKING, lazy
 from niso.base.report import Finished
 from niso.change.scope import concerned
-from niso.plan.dns_answers import DnsAnswer, after, barred, forbidden_addresses
 from niso.plan.records import FORMER, NOW, Forbids, Outside
-from niso.plan.subnets import DEFAULT_POOL, unique_local
 from niso.reconcile.change import change, repair
 from niso.runtime import units as systemd
 from niso.runtime.machine import Machine
@@ -29,9 +27,13 @@ from niso.store.store import Store
 if TYPE_CHECKING:
     from typing import Any
 
-    from niso.change.targets import Target
+    from niso.change.scope import Target
     from niso.look.services import OutsideName
     from niso.look.session import Session
+    from niso.plan import dns_answers
+    from niso.plan.dns_answers import DnsAnswer
+else:
+    dns_answers = lazy("niso.plan.dns_answers")  # few policies name hosts
 
 
 KEPT_S = 3600.0
@@ -74,7 +76,7 @@ def bar(machine: Machine, targets: Iterable[Target]) -> None:
         return
     rows, forbids, now = machine.store.outside, _forbids(machine), time.time()
     for before in map(rows.answer, names):
-        answer = barred(before, forbids, now)
+        answer = dns_answers.barred(before, forbids, now)
         if answer != before:
             rows.put([answer])
             machine.caution(f"{answer.name}: {answer.problem}")
@@ -90,7 +92,10 @@ def look(machine: Machine, targets: Iterable[Target]) -> list[Outside]:
         return []
     now, rows, forbids = time.time(), machine.store.outside, _forbids(machine)
     heard = ask([name for name in names if rows.answer(name).is_due(forbids, now)])
-    return [after(rows.answer(name), answers, forbids, now) for name, answers in heard.items()]
+    return [
+        dns_answers.after(rows.answer(name), answers, forbids, now)
+        for name, answers in heard.items()
+    ]
 
 
 def _names(targets: Iterable[Target]) -> list[str]:
@@ -138,7 +143,9 @@ def _apply(
             made.doubt()
         forbids = _forbids(machine)
         reached = [
-            after(before[name], heard[name], forbids, now) if name in heard else before[name]
+            dns_answers.after(before[name], heard[name], forbids, now)
+            if name in heard
+            else before[name]
             for name in sorted(before)
         ]
         rows.put(answer._replace(settled=False) for answer in reached)
@@ -163,12 +170,16 @@ def _all_in_use(answer: Outside) -> Outside:
 
 
 def _forbids(machine: Machine) -> Forbids:
+    from niso.plan.subnets import DEFAULT_POOL, unique_local
+
     store: Store = machine.store
     pools = (os.environ.get("NISO_POOL") or DEFAULT_POOL, str(unique_local(store.state_id())))
     subnets = (subnet.cidr for network in store.networks() for subnet in network.subnets)
     bridges = [(str(prefix), link) for prefix, link in machine.kernel.engine_prefixes()]
     local = map(str, machine.kernel.local_prefixes())
-    return forbidden_addresses(machine.kernel.host_addresses(), (*pools, *subnets), bridges, local)
+    return dns_answers.forbidden_addresses(
+        machine.kernel.host_addresses(), (*pools, *subnets), bridges, local
+    )
 
 
 # --- queries to name servers ----------------------------------------------------------------------
@@ -206,7 +217,9 @@ def ask(names: Iterable[str]) -> dict[str, tuple[DnsAnswer, ...]]:
     # ValueError: a name server's address is invalid
     except (dns.exception.DNSException, ValueError):
         reason = f"{RESOLV_CONF} has no usable name server"
-        heard = [DnsAnswer(family, problem=reason, silent=True) for _, family in questions]
+        heard = [
+            dns_answers.DnsAnswer(family, problem=reason, silent=True) for _, family in questions
+        ]
     else:
         from concurrent.futures import ThreadPoolExecutor
 
@@ -226,7 +239,7 @@ def _one(dns: Any, resolver: Any, name: str, family: int, end: float) -> DnsAnsw
     """Resolve a DNS name to addresses of a ``family`` (4 or 6) until the monotonic time ``end``."""
     left = end - time.monotonic()
     if left <= 0:
-        return DnsAnswer(family, problem="there was no time to ask", silent=True)
+        return dns_answers.DnsAnswer(family, problem="there was no time to ask", silent=True)
     try:
         answer = resolver.resolve(
             f"{name}.",
@@ -236,19 +249,19 @@ def _one(dns: Any, resolver: Any, name: str, family: int, end: float) -> DnsAnsw
             lifetime=min(_QUESTION_S, left),
         )
     except dns.resolver.NXDOMAIN:
-        return DnsAnswer(family, problem="DNS has no such name")
+        return dns_answers.DnsAnswer(family, problem="DNS has no such name")
     except dns.exception.Timeout:
-        return DnsAnswer(family, problem="no name server answered", silent=True)
+        return dns_answers.DnsAnswer(family, problem="no name server answered", silent=True)
     except dns.resolver.NoNameservers:
-        return DnsAnswer(family, problem="no name server could answer", silent=True)
+        return dns_answers.DnsAnswer(family, problem="no name server could answer", silent=True)
     except (dns.exception.DNSException, OSError, ValueError) as error:
         reason = f"the answer is unusable ({type(error).__name__})"
-        return DnsAnswer(family, problem=reason, silent=True)
+        return dns_answers.DnsAnswer(family, problem=reason, silent=True)
     if answer.rrset is None:
-        return DnsAnswer(family, problem=f"DNS has no IPv{family} address for it")
+        return dns_answers.DnsAnswer(family, problem=f"DNS has no IPv{family} address for it")
     # the minimum over the chain of CNAMEs
     ttl_s = float(answer.chaining_result.minimum_ttl)
-    return DnsAnswer(family, tuple(record.address for record in answer.rrset), ttl_s)
+    return dns_answers.DnsAnswer(family, tuple(record.address for record in answer.rrset), ttl_s)
 
 
 # --- the systemd timer ----------------------------------------------------------------------------

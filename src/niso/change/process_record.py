@@ -12,7 +12,8 @@ from niso.base.errors import InvalidInput, ProcessError
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.report import Report, event_class
 from niso.change import scope
-from niso.change.targets import FIRST_UID, Target
+from niso.change.scope import Target
+from niso.change.targets import FIRST_UID
 from niso.kernel import host_facts
 from niso.plan.specs import ProcessSpec, Secret, ServiceSpec
 from niso.runtime import sources, volumes

@@ -22,6 +22,7 @@ from niso.base.report import Extracting, Report, Saving
 from niso.base.text import escaped, time_text
 from niso.change import activate, deactivate, journal, networks, start, targets
 from niso.change.admit import NO_STACK, StackMembership
+from niso.change.scope import Target
 from niso.look import stack_members
 from niso.look.host_ports import Listeners
 from niso.manifest import load as manifest_load
@@ -668,7 +669,7 @@ class _Loading:
             undo.callback(deactivate.remove, self._machine, names)
             self._outcomes |= {one.service: one for one in outcomes}
 
-    def _targets(self, stack: str, started: list[SavedService]) -> list[targets.Target]:
+    def _targets(self, stack: str, started: list[SavedService]) -> list[Target]:
         """Return targets for services of a stack, with their saved addresses if these are free."""
         if stack and stack not in self._joined:
             plain = stack_members.load(self._stack_path(stack))

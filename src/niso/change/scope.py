@@ -12,13 +12,11 @@ sharer cannot be the provider of another service.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from niso.base import names, paths
 from niso.base.errors import Conflict, InvalidInput, NotFound
-from niso.base.named_tuples import TYPE_CHECKING
-from niso.change import targets
-from niso.change.targets import Target
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, lazy
 from niso.plan.specs import ServiceSpec
 from niso.reconcile.change import change
 from niso.store.policy_rows import Name
@@ -28,8 +26,44 @@ from niso.store.sqlite import Transaction
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from niso.change.targets import Target
+    from niso.change import targets
     from niso.runtime.machine import Machine
+    from niso.runtime.package import PackageFiles
+    from niso.store.attached_rows import AttachedLink, AttachedRow
+    from niso.store.service_rows import Instance
+else:
+    targets = lazy("niso.change.targets")  # an attach needs none of its functions
+
+
+class Target(NamedTuple):
+    """A service to activate, as a command read it before it took a lock."""
+
+    spec: ServiceSpec
+    manifest_path: str
+    files: PackageFiles | None  # None if niso runs no process for it
+    attaching: tuple[AttachedRow, tuple[AttachedLink, ...]] | None = None  # None for a service
+    replace: bool = False  # whether to replace a service of this name from another folder
+    take: bool = False  # whether to take the name over from a dead host of the cluster
+    instance: Instance | None = None  # the instance's record; None if it is no instance
+    pinned: bool = False  # whether the target is a former version, or scaled by the user
+    prefers: Mapping[str, tuple[str, ...]] = {}  # network -> addresses to get if they are free
+    again: int = 0  # instances of lower versions are replaced, even if nothing has changed
+    placed: bool = False  # whether its named volumes were put in place for this activation
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def missing_volumes(self) -> list[tuple[str, str]]:
+        """Return (service, volume) for each named volume to create, which an undo deletes."""
+        mounted = self.files.volumes if self.files is not None else ()
+        missing = [
+            one.name
+            for one in mounted
+            if one.named and (self.placed or not os.path.lexists(one.source or ""))
+        ]
+        return [(self.spec.front or self.name, name) for name in missing]
 
 
 def concerned(
@@ -307,3 +341,11 @@ def in_use(service: str, sharers: list[str]) -> Conflict:
 def they_share(sharers: list[str]) -> str:
     """Format subject and verb of a sentence: ``'a' shares``, or for several ``'a', 'b' share``."""
     return f"{', '.join(map(repr, sharers))} {'shares' if len(sharers) == 1 else 'share'}"
+
+
+def report_to_cluster(machine: Machine, services: Iterable[str], final: bool = True) -> None:
+    """Report the state of services to the cluster, if this host is in a cluster."""
+    if machine.store.cluster_id():
+        from niso.change import cluster_claims
+
+        cluster_claims.report_changes(machine, services, final)

@@ -16,7 +16,7 @@ from niso.change import activate, admit, deactivate, journal, start, static_chec
 from niso.change.activate import Outcome
 from niso.change.admit import StackMembership
 from niso.change.deactivate import Done
-from niso.change.targets import Target
+from niso.change.scope import Target
 from niso.look import stack_members
 from niso.look.stack_members import _refuse_elsewhere, members, named, own
 from niso.manifest import stack as manifest_stack

@@ -13,23 +13,26 @@ from collections.abc import Callable, Iterator, Mapping
 
 from niso.base import report as events
 from niso.base.errors import Conflict, Error, ProcessError
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, lazy
 from niso.base.report import Event
 from niso.change import process_record
 from niso.plan.records import Healthcheck
 from niso.plan.specs import ProcessSpec
-from niso.runtime import health, volumes
+from niso.runtime import volumes
 from niso.runtime.crun import namespace, wait_readable
-from niso.runtime.health import HealthProbe
-from niso.runtime.lifecycle import Mark
 from niso.runtime.status import describe_exit
 from niso.store.service_rows import ServiceRow
 
 if TYPE_CHECKING:
     from niso.change.admit import Change
+    from niso.runtime import health
+    from niso.runtime.health import HealthProbe
     from niso.runtime.launch import Launch
+    from niso.runtime.lifecycle import Mark
     from niso.runtime.machine import Machine
     from niso.runtime.processes import Processes
+else:
+    health = lazy("niso.runtime.health")  # few services have a health check
 
 
 TIMEOUT_S = 60.0
@@ -264,8 +267,7 @@ class _Starting:
         for end in over:
             self._ends.remove(end)
             end.close()
-        errors = self._processes.stop_all([end.start.name for end in over])
-        if errors:
+        if over and (errors := self._processes.stop_all([end.start.name for end in over])):
             raise next(iter(errors.values()))
         self._todo[:0] = [end.start._replace(stops=None) for end in over]
 

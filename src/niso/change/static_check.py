@@ -18,7 +18,7 @@ from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.text import shown
 from niso.change import admit, networks, targets
 from niso.change.admit import NO_STACK, StackMembership, record_all
-from niso.change.targets import Target
+from niso.change.scope import Target
 from niso.manifest.load import Loaded
 from niso.plan import subnets
 from niso.plan.records import NetworkRecord, Policy, SubnetRecord

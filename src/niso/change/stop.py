@@ -123,7 +123,8 @@ def stop(machine: Machine, rows: Iterable[ServiceRow], needs: Needs) -> dict[str
     ``needs`` maps services to their dependencies. A service is stopped before its dependencies and
     its provider. Services without such an order are stopped concurrently.
     """
-    return machine.processes.stop_all(_ended(machine, list(rows), needs))
+    rows = list(rows)
+    return machine.processes.stop_all(_ended(machine, rows, needs)) if rows else {}
 
 
 def _ended(machine: Machine, rows: list[ServiceRow], needs: Needs) -> Iterator[str]:
@@ -196,14 +197,6 @@ def end_intents(store: Store, services: Iterable[str]) -> None:
     with store.transaction():  # niso's lock is not needed: only the intents change
         for name in services:
             store.end_intent(name)
-
-
-def report_to_cluster(machine: Machine, services: Iterable[str], final: bool = True) -> None:
-    """Report the state of services to the cluster, if this host is in a cluster."""
-    if machine.store.cluster_id():
-        from niso.change import cluster_claims
-
-        cluster_claims.report_changes(machine, services, final)
 
 
 def refuse(store: Store, services: Iterable[str]) -> None:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 
 from niso.base import files, paths
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound, flatten, raise_all
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.change.scope import Target
 from niso.plan.specs import SERVICE_UIDS, MountedVolume, Secret, ServiceSpec
-from niso.store.attached_rows import AttachedLink, AttachedRow
 from niso.store.policy_rows import bare_name
 from niso.store.service_rows import ServiceRow
 from niso.store.store import Store
@@ -21,7 +21,6 @@ from niso.store.store import Store
 if TYPE_CHECKING:
     from niso.manifest import load
     from niso.runtime.package import PackageFiles
-    from niso.store.service_rows import Instance
 
 
 FIRST_UID = SERVICE_UIDS.start
@@ -285,34 +284,3 @@ def volumes(spec: ServiceSpec) -> tuple[MountedVolume, ...]:
         source = os.path.join(paths.volume_dir(spec.front or spec.name), name) if named else host
         result.append(MountedVolume(name, mount, source, named, read_only, size))
     return tuple(result)
-
-
-class Target(NamedTuple):
-    """A service to activate, as a command read it before it took a lock."""
-
-    spec: ServiceSpec
-    manifest_path: str
-    files: PackageFiles | None  # None if niso runs no process for it
-    attaching: tuple[AttachedRow, tuple[AttachedLink, ...]] | None = None  # None for a service
-    replace: bool = False  # whether to replace a service of this name from another folder
-    take: bool = False  # whether to take the name over from a dead host of the cluster
-    instance: Instance | None = None  # the instance's record; None if it is no instance
-    pinned: bool = False  # whether the target is a former version, or scaled by the user
-    prefers: Mapping[str, tuple[str, ...]] = {}  # network -> addresses to get if they are free
-    again: int = 0  # instances of lower versions are replaced, even if nothing has changed
-    placed: bool = False  # whether its named volumes were put in place for this activation
-
-    @property
-    def name(self) -> str:
-        return self.spec.name
-
-    @property
-    def missing_volumes(self) -> list[tuple[str, str]]:
-        """Return (service, volume) for each named volume to create, which an undo deletes."""
-        mounted = self.files.volumes if self.files is not None else ()
-        missing = [
-            one.name
-            for one in mounted
-            if one.named and (self.placed or not os.path.lexists(one.source or ""))
-        ]
-        return [(self.spec.front or self.name, name) for name in missing]

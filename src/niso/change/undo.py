@@ -15,7 +15,7 @@ from niso.base.locks import Busy, Lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.report import Undoing
 from niso.change import process_record, stop
-from niso.change.scope import all_names, concerned, with_remotes
+from niso.change.scope import all_names, concerned, report_to_cluster, with_remotes
 from niso.change.start import until_started
 from niso.plan.specs import ProcessSpec
 from niso.reconcile import host_settings
@@ -177,7 +177,7 @@ def undo(
             errors[name] = error
     # last: if this process is killed before, the next command repeats the undo
     stop.end_intents(store, undone)
-    stop.report_to_cluster(machine, undone, final)
+    report_to_cluster(machine, undone, final)
     return errors
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 
 from niso.base import paths
-from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.errors import Error
+from niso.base.named_tuples import TYPE_CHECKING, lazy
 from niso.change import activate, targets
 from niso.change.activate import Outcome
-from niso.change.boot import cron_line, hand_over_started
 from niso.kernel import host_facts, netns
 from niso.look import host_ports, surroundings
 from niso.look.session import Session
@@ -25,9 +25,12 @@ from niso.store.service_rows import ServiceRow
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from niso.change import boot
     from niso.change.attach import Attachment
     from niso.look.policies import PolicyEffect
     from niso.plan.verdict import PolicyContext
+else:
+    boot = lazy("niso.change.boot")
 
 
 def activated(machine: Machine, outcomes: Sequence[Outcome]) -> None:
@@ -46,6 +49,26 @@ def activated(machine: Machine, outcomes: Sequence[Outcome]) -> None:
     _warn_of_host(machine, changed)
     _warn_of_flush(machine, changed)
     hand_over_started(machine, names)
+
+
+def hand_over_started(machine: Machine, names: list[str]) -> None:
+    """Let systemd supervise services that a command has started.
+
+    Errors are raised if systemd requested the start. Otherwise they are reported as warnings.
+    """
+    by_systemd = any(units.path(name) is not None for name in names)
+    if not by_systemd and not (
+        units.booted()
+        and any((row := machine.store.service(name)) and row.enabled for name in names)
+    ):
+        return
+
+    try:
+        boot.hand_over(machine, names)
+    except Error as error:
+        if by_systemd:
+            raise
+        machine.caution(error.message, [error.hint] if error.hint else [])
 
 
 def attached(machine: Machine, outcomes: Sequence[Attachment]) -> None:
@@ -87,10 +110,10 @@ def _warn_of_flush(machine: Machine, services: list[str]) -> None:
     units = machine.processes.units
     if not (services and units.booted()) or units.read(_ENABLED) is None:
         return
-    from niso.change import boot
+    from niso.change.boot import GUARD, UNGUARDED, is_guarded
 
-    if not boot.is_guarded(machine) and any(map(machine.store.addresses, services)):
-        machine.caution(boot.UNGUARDED, (boot.GUARD,))
+    if not is_guarded(machine) and any(map(machine.store.addresses, services)):
+        machine.caution(UNGUARDED, (GUARD,))
 
 
 def _warn_of_policies(machine: Machine, names: list[str]) -> None:
@@ -129,7 +152,7 @@ def _warn_of_schedules(machine: Machine, names: list[str]) -> None:
         row = machine.store.service(name)
         hint = f"niso enable {name}"
         if row is not None and row.schedule is not None and not units.booted():
-            hint = f"add to root's crontab: {cron_line(name, row.schedule)}"
+            hint = f"add to root's crontab: {boot.cron_line(name, row.schedule)}"
         machine.caution(f"{name}: nothing runs it on its schedule", (hint,))
 
 

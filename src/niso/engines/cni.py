@@ -17,13 +17,11 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from niso.base import names
 from niso.base.errors import Error, ErrorGroup, InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING, Any, NamedTuple
-from niso.base.names import prefix
+from niso.base.named_tuples import TYPE_CHECKING, Any, NamedTuple, lazy
+from niso.base.names import network_name, prefix
 from niso.change import attach
 from niso.change.attach import AttachmentNetwork, Request
 from niso.engines import plugin
-from niso.kernel.libnftables import Nft
-from niso.manifest.values import network_name, rate_of_bits
 from niso.plan.records import NetworkRecord, Policy, PortMapping, first_free
 from niso.runtime.machine import Machine
 from niso.store.attached_rows import CHOSEN_ALIASES, CHOSEN_IP, NAMESPACE, AttachedLink, AttachedRow
@@ -31,7 +29,11 @@ from niso.store.store import Store
 
 if TYPE_CHECKING:
     from niso.engines import pod_agent
+    from niso.kernel import libnftables
+    from niso.manifest import values
     from niso.plan.subnets import NetworkRequest
+else:
+    libnftables, values = lazy("niso.kernel.libnftables"), lazy("niso.manifest.values")
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 WRONG_VARIABLE, WRONG_CONFIG, KERNEL = 4, 7, 100
@@ -325,7 +327,9 @@ def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
 def _bandwidth(given: Any) -> tuple[tuple[str, int], ...]:
     rates = {way: given.get(f"{key}rate") for way, key in _WAYS.items()} if given else {}
     return tuple(
-        (way, rate_of_bits(int(rate), "bandwidth", rate)) for way, rate in rates.items() if rate
+        (way, values.rate_of_bits(int(rate), "bandwidth", rate))
+        for way, rate in rates.items()
+        if rate
     )
 
 
@@ -462,7 +466,7 @@ def _check(call: Call) -> None:
 def _status(call: Call) -> None:
     try:
         machine = plugin.machine()
-        with Nft():
+        with libnftables.Nft():
             pass
     except (Error, OSError) as error:
         raise Failure(_NOT_USABLE, f"niso is not usable: {error}") from error

@@ -32,12 +32,12 @@ from niso.base import files, names, paths
 from niso.base.errors import Error, InvalidInput, NotFound
 from niso.base.locks import Lock
 from niso.base.named_tuples import Any
+from niso.base.names import network_name
 from niso.change import attach, networks
 from niso.change.attach import AttachmentNetwork, Request
 from niso.engines import plugin
 from niso.kernel import netns
 from niso.look import check
-from niso.manifest.values import network_name
 from niso.plan.records import Policy, PortMapping
 from niso.plan.subnets import NetworkRequest
 from niso.runtime.machine import Machine

@@ -19,25 +19,31 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from ipaddress import ip_network
 
 import niso
 from niso.base import files, paths
 from niso.base.errors import Conflict, Error, InvalidInput
-from niso.base.named_tuples import Any
-from niso.base.names import MAC_PREFIX, bridge, family_of, prefix
+from niso.base.named_tuples import TYPE_CHECKING, Any, lazy
+from niso.base.names import MAC_PREFIX, bridge, family_of, network_name, prefix
 from niso.base.native import from_json, signal
-from niso.change import attach, networks
+from niso.change import attach
 from niso.change.attach import AttachmentNetwork, Request
 from niso.engines import plugin
 from niso.kernel import netns
-from niso.manifest.values import network_name
 from niso.plan.records import NetworkRecord, PortMapping
-from niso.plan.subnets import NetworkRequest
 from niso.runtime.machine import Machine
 from niso.store.attached_rows import AttachedRow, requested_settings
 from niso.store.sqlite import sqlite3
 from niso.store.store import Store
+
+if TYPE_CHECKING:
+    import ipaddress
+
+    from niso.change import networks
+    from niso.plan import subnets as plan_subnets
+else:  # only networks need them, and not each container
+    ipaddress, networks = lazy("ipaddress"), lazy("niso.change.networks")
+    plan_subnets = lazy("niso.plan.subnets")
 
 OWNER = "podman"
 API_VERSION = "1.0.0"
@@ -129,10 +135,10 @@ def _ensured(machine: Machine, given: Mapping[str, Any]) -> NetworkRecord:
         raise InvalidInput("--route: not supported by networks of niso", "leave it out")
     mtu = plugin.mtu(options.get("mtu"), "--opt mtu")
     try:
-        prefixes = tuple(str(ip_network(str(subnet["subnet"]))) for subnet in subnets)
+        prefixes = tuple(str(ipaddress.ip_network(str(subnet["subnet"]))) for subnet in subnets)
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidInput(f"network {name}: {error}") from error
-    request = NetworkRequest(
+    request = plan_subnets.NetworkRequest(
         name,
         prefixes,
         ipv6=bool(given.get("ipv6_enabled")) and not any(":" in prefix for prefix in prefixes),

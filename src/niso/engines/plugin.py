@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 from niso.base import files, paths
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING, Any
-from niso.base.names import packed, unpacked
+from niso.base.names import host_label, packed, unpacked
 from niso.base.native import from_json, sha256, to_json
 from niso.change import attach
 from niso.change.attach import POD_POLICY, Request, combined
 from niso.kernel.real import Kernel
-from niso.manifest.values import host_label
 from niso.plan.records import ANY, Entry, NetworkRecord, Policy, PortMapping, SubnetRecord
 from niso.runtime.machine import Machine
 from niso.store.attached_rows import AttachedLink, AttachedRow

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 
 from niso.base.errors import KernelError
 from niso.base.named_tuples import NamedTuple
-from niso.base.names import packed, prefix
+from niso.base.names import packed, within
 from niso.base.native import socket
 from niso.kernel import netlink, proc_sys
 from niso.kernel.netlink import Message, address_family, attribute, attributes, nested, u32
@@ -220,27 +220,6 @@ def _count(kernel: netlink.Netfilter) -> int:
     what, body = "count conntrack entries", nfgenmsg(socket.AF_UNSPEC)
     answer = kernel.get_one(what, _CT_GET_STATS, body, _ABSENT) or b""
     return netlink.parse_reply(what, parse, answer)
-
-
-def within(addresses: Iterable[str]) -> Callable[[bytes], bool]:
-    """Return a function that tests whether a packed address (4 or 16 bytes) is covered by
-    ``addresses``, which are addresses and prefixes.
-    """
-    exact, prefixes = set(), []
-    for text in addresses:
-        if "/" in text:
-            prefixes.append(prefix(text))
-        else:
-            exact.add(packed(text))
-
-    def contains(address: bytes) -> bool:
-        number, version = int.from_bytes(address), 6 if len(address) == 16 else 4
-        return address in exact or any(
-            span.version == version and 0 <= number - span.start < span.num_addresses
-            for span in prefixes
-        )
-
-    return contains
 
 
 # --- read, delete and add single flows ------------------------------------------------------------

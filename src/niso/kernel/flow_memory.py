@@ -17,14 +17,18 @@ import os
 from collections.abc import Callable, Collection
 
 from niso.base.errors import KernelError
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.names import family_of, packed, unpacked
-from niso.kernel import conntrack, nft_elements, policy_rules
-from niso.kernel.libnftables import TEMPORARY, Nft
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, lazy
+from niso.base.names import family_of, packed, unpacked, within
+from niso.kernel import nft_elements, policy_rules
 from niso.kernel.netlink import attributes, several
 from niso.kernel.nft_elements import PROTOCOLS, Element, Nfnetlink, about, counter, expressions
 from niso.kernel.policy_rules import TRACKED
-from niso.kernel.ruleset import BRIDGE, INET
+from niso.kernel.ruleset import BRIDGE, INET, TEMPORARY
+
+if TYPE_CHECKING:
+    from niso.kernel import libnftables
+else:
+    libnftables = lazy("niso.kernel.libnftables")
 
 # --- recorded flows -------------------------------------------------------------------------------
 
@@ -118,7 +122,7 @@ def _parse_share(key: bytes, fields: dict[int, bytes]) -> tuple[str, int]:
 def forget(addresses: Collection[str], names: Collection[str] = tuple(_MISSED)) -> None:
     """Delete flows from or to these addresses and prefixes from the sets ``names``."""
     families = {str(family_of(address)) for address in addresses}
-    has = conntrack.within(addresses)
+    has = within(addresses)
     some = () if any("/" in one for one in addresses) else tuple(map(packed, addresses))
     for name, table in (PLACES | _SHARES).items():
         if name[-1] in families and name[:-1].removeprefix("share_") in names:
@@ -233,7 +237,7 @@ class Meter:
     def __init__(self) -> None:
         self._name = f"{TEMPORARY}{os.getpid()}_meter{next(_numbers)}"
         self._before: dict[tuple[str, tuple[object, ...]], int] = {}
-        self._nft = Nft()
+        self._nft = libnftables.Nft()
         try:
             self._nft.run(tables(self._name))
         except BaseException:

@@ -26,9 +26,6 @@ _STATELESS, _HANDLES, _JSON, _TERSE = 1 << 2, 1 << 3, 1 << 4, 1 << 11
 
 _MALFORMED = (*MALFORMED, TypeError, AttributeError, RecursionError)
 
-TEMPORARY = "niso_live_"
-"""The prefix of the names of temporary tables. The process id follows."""
-
 _library: ctypes.CDLL | None = None
 
 

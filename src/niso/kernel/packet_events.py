@@ -29,9 +29,9 @@ from niso.base.errors import Conflict, KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of, unpacked
 from niso.kernel import netlink
-from niso.kernel.libnftables import TEMPORARY, Nft
+from niso.kernel.libnftables import Nft
 from niso.kernel.netlink import Message, attribute, attributes, parse_reply, string
-from niso.kernel.ruleset import ABSENT
+from niso.kernel.ruleset import ABSENT, TEMPORARY
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable

@@ -9,23 +9,13 @@ import contextlib
 import errno
 from collections.abc import Iterable, Sequence
 
-import niso.kernel.kinds.neighbours
-import niso.kernel.kinds.nft  # noqa: F401  # every kind is registered
+import niso.kernel.kinds.nft  # noqa: F401  # all kinds but those of tunnels are registered
 from niso.base import paths, signals
 from niso.base.errors import Error, KernelError
-from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.named_tuples import TYPE_CHECKING, lazy
 from niso.base.names import is_marked
-from niso.kernel import (
-    conntrack,
-    flow_memory,
-    host_facts,
-    neighbour_tables,
-    netns,
-    proc_sys,
-    rtnetlink,
-    sockets,
-)
-from niso.kernel.kinds import hosts_files, tunnels
+from niso.kernel import neighbour_tables, netns, proc_sys, rtnetlink
+from niso.kernel.kinds import hosts_files
 from niso.kernel.kinds.addresses import RoutingRule
 from niso.kernel.kinds.kind import KINDS, TOGETHER, AnyStep, Foreign, Reading, State, Step
 from niso.kernel.kinds.links import delete_links
@@ -35,14 +25,20 @@ from niso.kernel.neighbour_tables import Table
 from niso.kernel.netns import Sockets, inside
 from niso.kernel.nft_elements import Element, Nfnetlink
 from niso.kernel.rtnetlink import Rtnl
-from niso.kernel.sockets import Connection, Listener, Measured
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
     from typing import Any, Self
 
+    from niso.kernel import conntrack, flow_memory, host_facts, sockets
     from niso.kernel.foreign_chains import ForeignChains
+    from niso.kernel.kinds import tunnels
     from niso.kernel.netlink import Message
+    from niso.kernel.sockets import Connection, Listener, Measured
+else:  # an attach needs none of them
+    conntrack, flow_memory = lazy("niso.kernel.conntrack"), lazy("niso.kernel.flow_memory")
+    host_facts = lazy("niso.kernel.host_facts")
+    sockets, tunnels = lazy("niso.kernel.sockets"), lazy("niso.kernel.kinds.tunnels")
 
 
 # Errors of requests for which the kernel lacks a module. libnftables does not report the number.
@@ -104,6 +100,8 @@ class Kernel:
         are in the desired state ``want``. ``want`` selects the sysctls to read. Conflicts are added
         to ``foreign``.
         """
+        import niso.kernel.kinds.tunnels  # noqa: F401  # its kinds are registered
+
         with self:
             reading = Reading(alias, self._sockets, foreign, with_strays=True, everything=True)
             reading.candidates = want

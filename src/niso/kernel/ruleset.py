@@ -944,6 +944,9 @@ def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]
 # (table, set or map) to (type of its keys, type of its values, whether it has intervals); the value
 # type of a set with rate limits is "limit"
 DECLARED = dict(_declared())
+TEMPORARY = "niso_live_"
+"""The prefix of the names of temporary tables. The process id follows."""
+
 # the sets and maps of each table whose elements niso writes
 CONTAINERS = {
     table: tuple(name for at, name in DECLARED if at == table) for table in (INET, BRIDGE)

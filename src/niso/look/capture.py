@@ -31,7 +31,6 @@ from niso.base.named_tuples import NamedTuple
 from niso.base.names import bracketed, bridge, family_of, netns, unpacked, veth
 from niso.base.report import WaitingForPacket
 from niso.base.signals import heed_signals, keep_only, signals_blocked
-from niso.kernel.libnftables import TEMPORARY
 from niso.kernel.netns import at
 from niso.kernel.packet_events import (
     Dropped,
@@ -40,13 +39,14 @@ from niso.kernel.packet_events import (
     drop_rules,
     trace_rules,
 )
-from niso.kernel.ruleset import BRIDGE, INET
+from niso.kernel.ruleset import BRIDGE, INET, TEMPORARY
 from niso.look import packet_path
 from niso.look.drops import fresh_context
 from niso.look.drops import words as why
 from niso.look.flows import FlowReader
 from niso.look.session import ResultStream, Session
-from niso.plan.verdict import PORTED, KnownService, PolicyContext, addresses_of, evaluate
+from niso.plan.records import PORTED
+from niso.plan.verdict import KnownService, PolicyContext, addresses_of, evaluate
 from niso.reconcile.live_world import read_world
 from niso.runtime import root
 

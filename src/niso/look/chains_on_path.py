@@ -12,9 +12,9 @@ import socket
 import struct
 
 from niso.base.errors import KernelError
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, lazy
 from niso.base.names import packed
-from niso.kernel import foreign_chains, libnftables, probe
+from niso.kernel import foreign_chains
 from niso.kernel.foreign_chains import FAMILIES, HOOKS, Chain, ForeignChains
 from niso.kernel.rtnetlink import Rtnl
 from niso.look import listening, other_firewalls
@@ -32,15 +32,21 @@ from niso.look.other_firewalls import (
     Place,
     whole,
 )
-from niso.look.packet_path import ExplainedPacket, Packet
 from niso.plan.records import WIDE, NetworkRecord, PortMapping
-from niso.plan.verdict import PolicyContext, is_host, network_of
 from niso.store.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from niso.kernel import libnftables, probe
     from niso.kernel.real import Kernel
+    from niso.look import packet_path
+    from niso.look.packet_path import ExplainedPacket, Packet
+    from niso.plan import verdict as plan_verdict
+    from niso.plan.verdict import PolicyContext
+else:  # a check asks only about published ports
+    libnftables, probe = lazy("niso.kernel.libnftables"), lazy("niso.kernel.probe")
+    packet_path, plan_verdict = lazy("niso.look.packet_path"), lazy("niso.plan.verdict")
 
 _NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
 _SYN, _SYN_ACK = 0x02, 0x12
@@ -255,7 +261,7 @@ def _outside(
     hook = HOOKS[chain.hook]
     leaves = "" if hook in _EARLY else network.bridge
     way = _Way(hook, "" if hook == "postrouting" else None, leaves)
-    packet = Packet(_NOWHERE[family], _NOWHERE[family], after.port, proto)
+    packet = packet_path.Packet(_NOWHERE[family], _NOWHERE[family], after.port, proto)
     is_early = _is_before(chain, _DSTNAT)
     ends = before if is_early and before is not None else after
     bits = _routed(way, packet, ends, None if is_early else before)
@@ -283,9 +289,12 @@ def _steps(
     own_port = packet.own_port or _EPHEMERAL
     before = _Ends(packet.source, own_port, packet.destination, packet.port)
     after = before._replace(destination=receiver, port=verdict.port)
-    entered = network_of(context, packet.source) if verdict.source.service else None
-    reached = network_of(context, receiver) if verdict.receiver.service else None
-    from_host, to_host = is_host(context, packet.source), is_host(context, receiver)
+    entered = plan_verdict.network_of(context, packet.source) if verdict.source.service else None
+    reached = plan_verdict.network_of(context, receiver) if verdict.receiver.service else None
+    from_host, to_host = (
+        plan_verdict.is_host(context, packet.source),
+        plan_verdict.is_host(context, receiver),
+    )
     routed = {number for number, name in FAMILIES.items() if name in _INET[packet.family]}
     translated = (packet.destination, packet.port) != (receiver, verdict.port)
     original = before if translated and not verdict.instances else None

@@ -23,6 +23,7 @@ from niso.look.flows import refusal
 from niso.look.prove import Source
 from niso.look.session import ResultStream, Session
 from niso.plan import verdict
+from niso.plan.records import PORTED
 from niso.plan.verdict import PolicyContext
 from niso.reconcile.live_world import read_world
 from niso.store.service_rows import ServiceRow
@@ -183,8 +184,8 @@ def _packet(headers: bytes) -> tuple[str, str, int | None, str]:
     source, destination = (str(ipaddress.ip_address(end)) for end in ends)
     proto = _PROTOCOLS.get(number, str(number))
     port = headers[size + 2 : size + 4]
-    if proto not in verdict.PORTED or len(port) < 2:
-        return source, destination, None, proto if proto not in verdict.PORTED else "icmp"
+    if proto not in PORTED or len(port) < 2:
+        return source, destination, None, proto if proto not in PORTED else "icmp"
     return source, destination, int.from_bytes(port, "big"), proto
 
 

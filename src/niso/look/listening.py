@@ -13,10 +13,17 @@ import ipaddress
 
 from niso.base import names
 from niso.base.errors import KernelError
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, lazy
 from niso.base.names import bracketed, family_of
-from niso.plan.records import ANY4, ANY6, NetworkRecord, PortMapping, ServiceEndpoint, primary
-from niso.plan.verdict import PORTED, is_host
+from niso.plan.records import (
+    ANY4,
+    ANY6,
+    PORTED,
+    NetworkRecord,
+    PortMapping,
+    ServiceEndpoint,
+    primary,
+)
 from niso.runtime import status
 from niso.store.service_rows import SERVING
 from niso.store.store import Store
@@ -26,7 +33,10 @@ if TYPE_CHECKING:
 
     from niso.kernel.real import Kernel
     from niso.kernel.sockets import Listener
+    from niso.plan import verdict as plan_verdict
     from niso.plan.verdict import PolicyContext, Verdict
+else:
+    plan_verdict = lazy("niso.plan.verdict")
 
 HOST = "host"  # no service has this name
 _SHOWN = 3  # sockets that a text names
@@ -166,7 +176,7 @@ def of_packet(
         return None
     sockets, last = ServiceSockets(kernel), None
     to = verdict.destination
-    if not to.service and is_host(context, to.address):
+    if not to.service and plan_verdict.is_host(context, to.address):
         with contextlib.suppress(KernelError), kernel.foreign_chains() as source:
             if not source.redirects():
                 last = sockets.at(HOST, HOST, to.address, verdict.port, proto)

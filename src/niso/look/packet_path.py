@@ -23,9 +23,8 @@ from niso.plan.elements import (
     published,
     service_address,
 )
-from niso.plan.records import Member, NetworkRecord, Policed, Policy, primary
+from niso.plan.records import PORTED, Member, NetworkRecord, Policed, Policy, primary
 from niso.plan.verdict import (
-    PORTED,
     KnownService,
     PolicyContext,
     Reason,

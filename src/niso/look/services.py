@@ -18,14 +18,13 @@ import time
 
 from niso.base import paths
 from niso.base.locks import is_held
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, lazy
 from niso.base.names import family_of, owner, veth
 from niso.base.text import period_text, time_text
 from niso.look.host_ports import Port, rows
 from niso.plan.records import FORMER, NOW, Outside
 from niso.runtime import cgroups
 from niso.runtime.crun import namespace
-from niso.runtime.logs import rotate_if_large
 from niso.runtime.status import Status, former_oom_kills, out_of_memory, read
 from niso.store.service_rows import LEAVING, OUT, SERVING, STATES, Intent, ServiceRow
 from niso.store.store import Store
@@ -36,8 +35,11 @@ if TYPE_CHECKING:
 
     from niso.look.listening import Listening, ListeningSocket
     from niso.look.session import Session
+    from niso.runtime import logs
     from niso.runtime.health import Health, HealthTarget
     from niso.store.store import Store
+else:
+    logs = lazy("niso.runtime.logs")
 
 
 class ServiceLine(NamedTuple):
@@ -450,7 +452,7 @@ def _status(session: Session, store: Store, row: ServiceRow) -> tuple[str, Statu
     if row.mode == "front":
         return _front_status(store, row), None
 
-    rotate_if_large(row.name)
+    logs.rotate_if_large(row.name)
     now = read(row.name, closely=True)
     status = {"exited": f"exited ({now.exit_code})", "none": "failed"}.get(now.state, now.state)
     # checked last, because it decodes the manifest

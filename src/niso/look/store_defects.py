@@ -13,13 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from niso.base import names
 from niso.base.errors import Error
-from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.named_tuples import TYPE_CHECKING, lazy
 from niso.base.names import family_of
 from niso.kernel import ruleset
 from niso.plan import elements
 from niso.plan.records import NetworkRecord, Policy, PortMapping
 from niso.plan.specs import ServiceSpec
-from niso.reconcile import host_settings, live_world
+from niso.reconcile import host_settings
 from niso.store import service_rows
 from niso.store.policy_rows import rows_of_policy
 from niso.store.service_rows import LEAVING, OUT, SERVING, Instance, ServiceRow
@@ -28,6 +28,9 @@ from niso.store.store import Store
 if TYPE_CHECKING:
     from niso.kernel.kinds.kind import Problem
     from niso.kernel.real import Kernel
+    from niso.reconcile import live_world
+else:
+    live_world = lazy("niso.reconcile.live_world")
 
 
 Defect = tuple["Problem", str, str]

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from contextlib import suppress
 
 from niso.base import files, paths
-from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.named_tuples import TYPE_CHECKING, lazy
 from niso.base.names import owner
-from niso.plan.records import NetworkRecord
-from niso.plan.subnets import MIN_MTUS
+from niso.plan.records import MIN_MTUS, NetworkRecord
 from niso.runtime import sources
 from niso.store.store import Store
 
 if TYPE_CHECKING:
+    import ipaddress
     from collections.abc import Iterable
 
     from niso.kernel.real import Kernel
+else:
+    ipaddress = lazy("ipaddress")
 
 _ANSWER_S = 1.0  # the most that all name servers together may take
 _MODES = ("bridge", "share")  # of services that may send a query through niso's networks

@@ -8,11 +8,10 @@ niso chooses. `niso port-forward` accepts the same forms.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Iterator
 
 from niso.base.errors import InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.named_tuples import TYPE_CHECKING, lazy
 from niso.base.names import family_of
 from niso.base.text import shown
 from niso.manifest import values
@@ -20,7 +19,10 @@ from niso.manifest.values import join, texts
 from niso.plan.records import ANY, ANY4, ANY6, HOST_GATEWAY, PortMapping
 
 if TYPE_CHECKING:
+    import ipaddress
     from typing import Any
+else:
+    ipaddress = lazy("ipaddress")  # it takes a millisecond, and few manifests need it
 
 
 MAX_SERVERS = 3
@@ -169,7 +171,7 @@ def _split_address(text: str, key: str) -> tuple[str, str]:
 def _not_a_host(text: str) -> str | None:
     """Return why no port can be published on a host address, or None if that is possible."""
     address = ipaddress.ip_address(text)
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+    if address.version == 6 and address.ipv4_mapped:
         return f"{text} is an IPv4-mapped address, write {address.ipv4_mapped}"
     if address.is_unspecified:
         return None

@@ -12,12 +12,11 @@ Conditions between several keys are in `niso.manifest.validate` and, for the sch
 
 from __future__ import annotations
 
-import ipaddress
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 from niso.base import convert
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, named_tuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, lazy, named_tuple
 from niso.base.names import DEFAULT_NETWORK, family_of
 from niso.manifest import addresses_and_ports, policy, process_keys, values
 from niso.manifest.values import join
@@ -26,7 +25,10 @@ from niso.plan.records import Audit, Limits, Policy, PortMapping
 from niso.plan.specs import NetworkSpec, ProgramSpec, Published, ServiceSpec
 
 if TYPE_CHECKING:
+    import ipaddress
     from typing import Any
+else:
+    ipaddress = lazy("ipaddress")  # it takes a millisecond, and few manifests need it
 
 
 class Rule(NamedTuple):

@@ -15,7 +15,6 @@ patterns of fnmatch(3)), and the keys of ``[network.policy]``.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,14 +24,19 @@ from fnmatch import fnmatchcase
 from niso.base import files, paths
 from niso.base import text as base_text
 from niso.base.errors import Error, InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.named_tuples import TYPE_CHECKING, lazy
 from niso.base.names import DOMAIN
 from niso.kernel.policy_rules import NEVER
 from niso.manifest import toml, values
 from niso.plan.records import METADATA, METADATA_WORD, OUTSIDE, Entry, Peer, Policy
 
 if TYPE_CHECKING:
+    import ipaddress
     from typing import Any
+
+    _Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
+else:
+    ipaddress = lazy("ipaddress")  # it takes a millisecond, and few manifests need it
 
 
 # --- [network.policy] -----------------------------------------------------------------------------
@@ -63,10 +67,8 @@ AUDIT_ENDS = f'a date, a date and time, or "{NO_END}"'
 
 _NETWORK = "network:"
 _NOT_HERE = "names outside niso.local can only be in network.policy.egress.allow of a manifest"
-_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 _MAX_DOMAIN = 253  # characters (RFC 1035, 2.3.4, less the length of the first and last label)
 _OF_IPV4 = values.DIGITS | {"."}
-_Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def parse(
@@ -356,7 +358,7 @@ def _written(peer: str, suffix: str) -> str:
 
 def _not_a_peer(prefix: _Prefix) -> tuple[str, str] | None:
     """Return (reason, valid form) if no peer can have an address in a prefix, otherwise None."""
-    if isinstance(prefix, ipaddress.IPv6Network) and prefix.subnet_of(_MAPPED):
+    if prefix.version == 6 and prefix.subnet_of(ipaddress.IPv6Network("::ffff:0:0/96")):
         number = ipaddress.IPv4Network(
             (int(prefix.network_address) & 0xFFFFFFFF, prefix.prefixlen - 96)
         )

@@ -9,13 +9,12 @@ symbolic links of the rootfs.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from niso.base import signals
 from niso.base.errors import InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.named_tuples import TYPE_CHECKING, lazy
 from niso.base.text import shown
 from niso.manifest import values
 from niso.manifest.values import join
@@ -23,7 +22,10 @@ from niso.plan.records import SENDS_RAW, PortMapping
 from niso.plan.specs import NOT_DEVICES, UNLIMITED, Device, taken
 
 if TYPE_CHECKING:
+    import ipaddress
     from typing import Any
+else:
+    ipaddress = lazy("ipaddress")  # it takes a millisecond, and few manifests need it
 
 
 # --- [service] and [deploy] ----------------------------------------------------------------------

@@ -10,18 +10,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from niso.base import text
-from niso.base.errors import InvalidInput
-from niso.base.text import shown
+from niso.base import names, text
 from niso.plan.specs import ProcessUser
 
 # --- one value ------------------------------------------------------------------------------------
 
+# plugins check names too, without this module
+LOWER, DIGITS, NAME_CHARACTERS = names.LOWER, names.DIGITS, names.NAME_CHARACTERS
+MAX_NAME, NAME_RIGHT, NETWORK_RIGHT = names.MAX_NAME, names.NAME_RIGHT, names.NETWORK_RIGHT
+wrong, require = names.wrong, names.require
+service_name, host_label, network_name = names.service_name, names.host_label, names.network_name
 
-LOWER = frozenset("abcdefghijklmnopqrstuvwxyz")
-DIGITS = frozenset("0123456789")
-NAME_CHARACTERS = LOWER | DIGITS | {"-"}
-MAX_NAME = 63  # a label of RFC 1035, 2.3.4
 MAX_STRING = 131_071  # bytes of an argument or variable: MAX_ARG_STRLEN (linux/binfmts.h) less NUL
 MAX_ID = 2**32 - 2  # the last uid_t; 2**32 - 1 means "do not change" to chown(2)
 MAX_PATH = 4095  # PATH_MAX (linux/limits.h) less its NUL
@@ -36,72 +35,8 @@ CAPABILITIES = tuple(
     WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE""".split()  # noqa: SIM905
 )
 
-NAME_RIGHT = "a-z, 0-9 and -, first a letter, last a letter or digit, at most 63 characters"
-NETWORK_RIGHT = "a-z, 0-9 and -, first a letter, at most 63 characters"
-_CHARACTERS_RIGHT = "a-z, 0-9, -"
-
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZE_UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3}
-
-
-def wrong(key: str, value: object, reason: str, right: str, example: str = "") -> InvalidInput:
-    """Build the error for an invalid value. ``reason`` is a predicate: "is out of range"."""
-    hint = f"for example {example}" if example else None
-    error = InvalidInput(reason, hint, key, value=shown(value), right=right)
-    error.example = example
-    return error
-
-
-def require(text: str, key: str, reason: str | None, right: str, example: str = "") -> str:
-    """Return ``text`` if ``reason`` is None or "". Otherwise raise InvalidInput from `wrong`."""
-    if reason:
-        raise wrong(key, text, reason, right, example)
-    return text
-
-
-def _name(text: str, key: str, right: str, example: str, *, is_label: bool = True) -> str:
-    """Return ``text`` if it is a valid name, and with ``is_label`` also a valid host name."""
-    reason = ""
-    invalid = next((character for character in text if character not in NAME_CHARACTERS), None)
-    if not text:
-        reason = "it is empty"
-    elif len(text) > MAX_NAME:
-        reason = f"it has {len(text)} characters"
-    elif invalid is not None:
-        reason, right = f"{shown(invalid)} is not allowed", _CHARACTERS_RIGHT
-    elif text[0] not in LOWER:
-        reason = "it does not start with a letter"
-    elif is_label and text.endswith("-"):
-        reason = "it ends with -"
-    elif is_label and (text in ("host", "localhost", "outside") or text.startswith("ip6-")):
-        reason = "it is reserved by the system"
-    return require(text, key, reason and f"is not a valid name: {reason}", right, example)
-
-
-def service_name(text: str, key: str) -> str:
-    """Return ``text`` if it is a valid name of a service. Raises InvalidInput."""
-    return _name(text, key, NAME_RIGHT, '"api"')
-
-
-def host_label(text: str, key: str) -> str:
-    """Return ``text`` if it is a valid lower-case host name (RFC 1123, 2.1) and not reserved."""
-    return _name(text, key, NAME_RIGHT, '"web"')
-
-
-def network_name(text: str, key: str) -> str:
-    """Return ``text`` if it is a valid name of a network. Raises InvalidInput.
-
-    ``default`` is refused, because its bridge would have the same name as the bridge of
-    ``niso-default``. ``none`` and ``host`` are refused, because they are values of network.mode: a
-    network ``none`` would mean the opposite of Docker's ``--network none``.
-    """
-    _name(text, key, NETWORK_RIGHT, '"backend"', is_label=False)
-    if text == "default":
-        reason = "is not a valid name: the default network is called niso-default"
-        raise wrong(key, text, reason, NETWORK_RIGHT, '"backend"')
-    right = f'did you mean mode = "{text}"?' if key.startswith("network") else NETWORK_RIGHT
-    is_mode = text in ("none", "host")
-    return require(text, key, "is not a network but a mode" if is_mode else None, right)
 
 
 def _number(text: str, digits: int) -> int | None:

@@ -10,21 +10,21 @@ they use neither I/O nor the clock.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 
 from niso.base import names
+from niso.base.named_tuples import TYPE_CHECKING, lazy
 from niso.base.names import family_of
 from niso.kernel import ruleset
 from niso.kernel.kinds import hosts_files
-from niso.kernel.kinds.addresses import Address, Route, RoutingRule
+from niso.kernel.kinds.addresses import Address, Fdb, PermanentNeighbour, Route, RoutingRule
 from niso.kernel.kinds.hosts_files import HostsFile, HostsLine, line_names
 from niso.kernel.kinds.kind import KINDS, Finding, KernelObject, State, by_key, kind_of
 from niso.kernel.kinds.kind import wanted as in_view_of
 from niso.kernel.kinds.links import Bridge, Shaper, Veth
 from niso.kernel.kinds.namespaces import Netns, NetnsName
-from niso.kernel.kinds.neighbours import Fdb, PermanentNeighbour
 from niso.kernel.kinds.nft import Ruleset, owner
 from niso.kernel.kinds.sysctls import ALL_GROUPS, FORWARDING, ON, Sysctl
-from niso.kernel.kinds.tunnels import Vxlan, WireGuard
 from niso.kernel.nft_elements import Element
 from niso.kernel.ruleset import INET, TUNNEL
 from niso.plan import elements
@@ -37,11 +37,30 @@ from niso.plan.records import (
     primary,
 )
 
+if TYPE_CHECKING:
+    from niso.kernel.kinds import tunnels
+else:  # only networks that span hosts have tunnels
+    tunnels = lazy("niso.kernel.kinds.tunnels")
+
 BRIDGE_LINK_LOCAL = "fe80::1/64"
 """The link-local address of every bridge with IPv6.
 
 The host needs it to send neighbour solicitations for packets that it forwards (RFC 4861, 7.2.2).
 """
+
+
+# objects of all services share these strings
+_alias = cache(names.alias)
+
+
+@cache
+def _bridge_mac(bridge: str, alias: str) -> str:
+    return names.mac("", bridge, alias)
+
+
+@cache
+def _text(form: str, *parts: object) -> str:
+    return form.format(*parts)
 
 
 def desired(snapshot: Snapshot) -> State:
@@ -58,7 +77,7 @@ def desired(snapshot: Snapshot) -> State:
             objects += _published(service, port, networks)
         if service.mode not in ("host", "share"):  # share: uses another's network
             objects += _service(snapshot, service, networks)
-    alias = names.alias(snapshot.state_id)
+    alias = _alias(snapshot.state_id)
     for remote in snapshot.remotes:
         if remote.mode == "front":
             objects += _front(snapshot, remote, networks)
@@ -79,7 +98,7 @@ def _shared(snapshot: Snapshot) -> Iterator[KernelObject]:
         yield from map(elements.sealed, snapshot.wire)
         yield Element(INET, "ports", (TUNNEL,))  # the tunnel may carry only VXLAN
         others = tuple(sorted(snapshot.tunnel.others))
-        yield WireGuard(TUNNEL, *snapshot.tunnel[:5], names.alias(snapshot.state_id), others)
+        yield tunnels.WireGuard(TUNNEL, *snapshot.tunnel[:5], _alias(snapshot.state_id), others)
     for policed in snapshot.policed:
         from niso.plan import policy_elements  # few services have a policy
 
@@ -103,7 +122,7 @@ def _shared(snapshot: Snapshot) -> Iterator[KernelObject]:
 
 def _network(snapshot: Snapshot, network: NetworkRecord) -> Iterator[KernelObject]:
     """Yield a network's bridge with its addresses, nftables elements and sysctls."""
-    alias = names.alias(snapshot.state_id)
+    alias = _alias(snapshot.state_id)
     bridge = network.bridge
     families = {subnet.family for subnet in network.subnets}
     # frames between two services of one bridge must be tracked where a policy applies, and where
@@ -111,7 +130,7 @@ def _network(snapshot: Snapshot, network: NetworkRecord) -> Iterator[KernelObjec
     tracked4, tracked6 = (
         (network.publishes or network.policed) and family in families for family in (4, 6)
     )
-    mac = names.mac("", bridge, alias)
+    mac = _bridge_mac(bridge, alias)
     own = Bridge(bridge, network.mtu, alias, True, tracked4, tracked6, mac)
     yield own._replace(internal=network.internal)
     words = (network.subnets, network.internal, network.observe, network.multicast)
@@ -129,7 +148,7 @@ def _network(snapshot: Snapshot, network: NetworkRecord) -> Iterator[KernelObjec
         yield Address("", bridge, BRIDGE_LINK_LOCAL)
     if network.span is not None:
         link, span = names.vxlan(network.name), network.span
-        yield Vxlan(link, span.vni, span.local, span.port, network.mtu, bridge, alias)
+        yield tunnels.Vxlan(link, span.vni, span.local, span.port, network.mtu, bridge, alias)
         yield Sysctl("", f"net/ipv6/conf/{link}/disable_ipv6", "1")
         yield from elements.spans(network.name, link)
 
@@ -154,7 +173,7 @@ def _remote(
             *(remote.name, remote.host, remote.host_number, network.span.vni, link, mac),
             endpoint.addresses,
         )
-        gateway_mac = names.mac("", network.bridge, alias)
+        gateway_mac = _bridge_mac(network.bridge, alias)
         yield from elements.receivers(remote.name, gateway_mac, mac, endpoint.addresses)
 
 
@@ -172,7 +191,7 @@ def _service(
     the kernel sends no ARP request for the address. Its neighbour entry fails at once, and is
     removed when the table needs room (neigh_forced_gc, net/core/neighbour.c).
     """
-    alias = names.alias(snapshot.state_id)
+    alias = _alias(snapshot.state_id)
     netns = names.netns(service.name)
     if service.outside is not None:
         yield NetnsName(netns, *service.outside)
@@ -195,24 +214,24 @@ def _service(
         host_end = names.veth(service.name, network.name, service.generation)
         owner = network.span.cluster if network.span else snapshot.state_id
         mac = endpoint.mac or names.mac(service.name, network.name, owner)
-        inner = endpoint.interface or f"eth{position}"
+        inner = endpoint.interface or _text("eth{}", position)
         routes = endpoint is first if endpoint.routes is None else endpoint.routes
         if service.outside is not None:
-            yield Sysctl(netns, f"net/ipv4/conf/{inner}/promote_secondaries", "1")
+            yield Sysctl(netns, _text("net/ipv4/conf/{}/promote_secondaries", inner), "1")
             yield from _link_sysctls(netns, inner, [network])
-        yield Sysctl(netns, f"net/ipv4/neigh/{inner}/mcast_solicit", "0")
+        yield Sysctl(netns, _text("net/ipv4/neigh/{}/mcast_solicit", inner), "0")
         link = (network.mtu, network.bridge, service.publishes, alias)
         yield Veth(host_end, netns, inner, mac, *link, sums=service.raw)
         if any(service.bandwidth):
             yield Shaper(host_end, netns, inner, *service.bandwidth)
-        gateway_mac = names.mac("", network.bridge, alias)
+        gateway_mac = _bridge_mac(network.bridge, alias)
         for subnet, address in zip(network.subnets, endpoint.addresses, strict=True):
             own.append((address, subnet.gateway))
             length = subnet.cidr.rpartition("/")[2]
             yield Address(netns, inner, f"{address}/{length}", routed=False)
             # a program in the service can add routes through the gateway only with a route to the
             # gateway
-            alone = f"{subnet.gateway}/{32 if subnet.family == 4 else 128}"
+            alone = _text("{}/{}", subnet.gateway, 32 if subnet.family == 4 else 128)
             yield Route(netns, alone, "", inner)
             yield Route(netns, subnet.cidr, subnet.gateway, inner)
             if routes:
@@ -263,7 +282,7 @@ def _front(
         return
     for endpoint in service.endpoints:
         bridge = networks[endpoint.network].bridge
-        mac = names.mac("", bridge, names.alias(snapshot.state_id))
+        mac = _bridge_mac(bridge, _alias(snapshot.state_id))
         for address in endpoint.addresses:
             near, far = (
                 {
@@ -301,12 +320,12 @@ def _link_sysctls(netns: str, link: str, networks: Iterable[NetworkRecord]) -> I
     """
     if any(subnet.family == 6 for network in networks for subnet in network.subnets):
         # niso assigns all addresses: packets from a generated one would be dropped
-        yield Sysctl(netns, f"net/ipv6/conf/{link}/addr_gen_mode", "1")
+        yield Sysctl(netns, _text("net/ipv6/conf/{}/addr_gen_mode", link), "1")
         # niso sets all routes: router advertisements must not add routes
-        yield Sysctl(netns, f"net/ipv6/conf/{link}/accept_ra", "0")
-        yield Sysctl(netns, f"net/ipv6/conf/{link}/disable_ipv6", "0")
+        yield Sysctl(netns, _text("net/ipv6/conf/{}/accept_ra", link), "0")
+        yield Sysctl(netns, _text("net/ipv6/conf/{}/disable_ipv6", link), "0")
     else:
-        yield Sysctl(netns, f"net/ipv6/conf/{link}/disable_ipv6", "1")
+        yield Sysctl(netns, _text("net/ipv6/conf/{}/disable_ipv6", link), "1")
 
 
 def _hosts_files(snapshot: Snapshot) -> Iterator[HostsFile | HostsLine]:

@@ -8,7 +8,7 @@ the elements of policies.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from niso.base.names import family_of, prefix
 from niso.base.native import sha256
@@ -170,12 +170,23 @@ def claim(
 _NO_MAC = "00:00:00:00:00:00"
 
 
+_limit = cache(limit)  # services share the values
+
+
+@cache
+def _of(name: str, suffix: int | str) -> str:
+    """Return the name of a set: ``name`` with a suffix, such as the IP version. All elements share
+    the string.
+    """
+    return f"{name}{suffix}"
+
+
 def _source(service: str, link: str, mac: str, address: str) -> list[Element]:
     """Return the elements that allow a source address on a bridge port or VXLAN device."""
     family = family_of(address)
     elements = [
-        Element(BRIDGE, f"sources{family}", (link, mac, address), (), service),
-        Element(BRIDGE, f"quoted{family}", (link, address), (), service),
+        Element(BRIDGE, _of("sources", family), (link, mac, address), (), service),
+        Element(BRIDGE, _of("quoted", family), (link, address), (), service),
     ]
     if family == 6:
         elements.append(Element(BRIDGE, "links", (link, mac or _NO_MAC), (), service))
@@ -188,7 +199,9 @@ def receivers(service: str, bridge_mac: str, mac: str, addresses: Iterable[str])
     is in ``addresses``.
     """
     return [
-        Element(BRIDGE, f"receivers{family_of(address)}", (bridge_mac, address), (mac,), service)
+        Element(
+            BRIDGE, _of("receivers", family_of(address)), (bridge_mac, address), (mac,), service
+        )
         for address in addresses
     ]
 
@@ -215,14 +228,14 @@ def endpoint(
         elements += _source(service, host_end, mac, address)
         for map_, most in ((FLOWS, limits.new_flows), (ASKERS, limits.neighbours)):
             if most:
-                value = limit(map_, most)
-                elements.append(Element(INET, f"{map_}{family}", (address,), value, service))
+                value = _limit(map_, most)
+                elements.append(Element(INET, _of(map_, family), (address,), value, service))
     if multicast:
         elements.append(Element(BRIDGE, MULTICAST, port, (), service))
     to_all = limits.multicast if multicast else 0
     for map_, most in ((FRAGMENTS, limits.fragments), (ARP, limits.arp), (TO_ALL, to_all)):
         if most:
-            elements.append(Element(BRIDGE, map_, port, limit(map_, most), service))
+            elements.append(Element(BRIDGE, map_, port, _limit(map_, most), service))
     return elements
 
 
@@ -286,7 +299,8 @@ def published(
         for n in range(port.count):
             outside, inside = port.host_port + n, port.container_port + n
             to = (address,) if front else (address, inside)
-            elements.append(Element(INET, f"{map_}_{where}{family}", (*key, outside), to, service))
+            name = _of(f"{map_}_{where}", family)
+            elements.append(Element(INET, name, (*key, outside), to, service))
             if front:
                 port_of = (address, port.proto, outside)
                 elements.append(Element(INET, f"front_port{family}", port_of, (inside,), service))
@@ -297,7 +311,7 @@ def _kept(service: str, port: PortMapping, where: str, start: tuple[str, ...]) -
     if port.count > 1:
         key = (*start, (port.host_port, port.last))
         return Element(INET, f"kept_range_{where}", key, (), service)
-    return Element(INET, f"kept_{where}", (*start, port.host_port), (), service)
+    return Element(INET, _of("kept_", where), (*start, port.host_port), (), service)
 
 
 def hairpin(service: str, own: Iterable[tuple[str, str]]) -> list[Element]:
@@ -307,7 +321,7 @@ def hairpin(service: str, own: Iterable[tuple[str, str]]) -> list[Element]:
     """
     pairs = list(own)
     return [
-        Element(INET, f"hairpin{6 if ':' in to else 4}", (source, to), (gateway,), service)
+        Element(INET, _of("hairpin", family_of(to)), (source, to), (gateway,), service)
         for to, gateway in pairs
         for source, _ in pairs
         if family_of(source) == family_of(to)

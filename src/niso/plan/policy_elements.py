@@ -52,10 +52,9 @@ from niso.kernel.policy_rules import (
     REFUSE,
 )
 from niso.kernel.ruleset import BRIDGE, INET
-from niso.plan.records import OUTSIDE, Entry, Member, Peer, Policed, Policy
+from niso.plan.records import OUTSIDE, PORTED, Entry, Member, Peer, Policed, Policy
 
 ALL_PORTS = (0, 65535)
-PORTED = ("tcp", "udp", "sctp")
 
 _SINGLE = ("port", "any_port")
 """The parts whose keys end with a single port. The keys of other parts with ports end with a range.

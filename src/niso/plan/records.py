@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 ANY, ANY4, ANY6 = "", "0.0.0.0", "::"
 """Host addresses of ports published on all addresses: of all families, of IPv4, of IPv6."""
 WIDE = (ANY, ANY4, ANY6)
+PORTED = ("tcp", "udp", "sctp")
+"""The protocols with ports that policies and published ports can name."""
 HOST_GATEWAY = "host-gateway"
 """The address in extra hosts for the host's addresses on the service's first network."""
 
@@ -43,6 +45,10 @@ class Tunnel(NamedTuple):
     mtu: int  # bytes
     public: str  # this host's public key
     others: tuple[tuple[str, str, str], ...] = ()  # the peers: public key, endpoint, address
+
+
+# RFC 791: datagram size that every host accepts; RFC 8200: minimum link MTU
+MIN_MTUS = {4: 576, 6: 1280}
 
 
 class NetworkRecord(NamedTuple):

@@ -14,7 +14,7 @@ from niso.base.errors import Conflict, UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.native import sha256
 from niso.plan import records
-from niso.plan.records import refusal
+from niso.plan.records import MIN_MTUS, refusal
 
 if TYPE_CHECKING:
     Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -58,8 +58,6 @@ def free_prefix(
 
 PREFIX_LENGTH = 24
 PREFIX_LENGTHS = {4: (8, 30), 6: (48, 126)}
-# RFC 791: datagram size that every host accepts; RFC 8200: minimum link MTU
-MIN_MTUS = {4: 576, 6: 1280}
 MAX_MTU = 65535  # the largest MTU of a link
 THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")  # RFC 1122, 3.2.1.3
 PRIVATE = {

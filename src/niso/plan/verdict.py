@@ -19,6 +19,7 @@ from niso.kernel.ruleset import BRIDGE, INET, slot_of
 from niso.plan.elements import fill
 from niso.plan.records import (
     OUTSIDE,
+    PORTED,
     WIDE,
     Entry,
     NetworkRecord,
@@ -28,7 +29,6 @@ from niso.plan.records import (
     primary,
 )
 
-PORTED = ("tcp", "udp", "sctp")
 _PORTED_TOO = ("33", "136")  # DCCP, UDP-Lite
 
 Rule = tuple[str, str, str]

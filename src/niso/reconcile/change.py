@@ -13,10 +13,10 @@ from collections.abc import Container, Mapping
 
 from niso.base import paths, signals
 from niso.base.errors import Conflict, Error, ErrorGroup, KernelError
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, lazy
 from niso.base.names import alias, hosts_folder, own_hosts_folder, prefix
 from niso.base.report import Report, WarningEvent, silent
-from niso.kernel.kinds.addresses import Address, Route
+from niso.kernel.kinds.addresses import Address, PermanentNeighbour, Route
 from niso.kernel.kinds.hosts_files import HostsEdit
 from niso.kernel.kinds.kind import (
     KINDS,
@@ -32,13 +32,13 @@ from niso.kernel.kinds.kind import (
 )
 from niso.kernel.kinds.links import Bridge, Veth
 from niso.kernel.kinds.namespaces import Netns, NetnsName
-from niso.kernel.kinds.neighbours import PermanentNeighbour
 from niso.kernel.kinds.nft import NftTransaction, Ruleset
 from niso.kernel.nft_elements import Element
 from niso.kernel.ruleset import TABLES
 from niso.plan.desired import desired
+from niso.plan.elements import FRONTS, PUBLISHED
 from niso.plan.records import PortMapping, Snapshot
-from niso.reconcile import ended_flows, host_settings
+from niso.reconcile import host_settings
 from niso.store.snapshots import ALL, Scope
 from niso.store.store import Store
 
@@ -47,6 +47,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from niso.kernel.real import Kernel
+    from niso.reconcile import ended_flows
+else:
+    ended_flows = lazy("niso.reconcile.ended_flows")  # most changes end no flows
+
+_REDIRECTING = frozenset((*PUBLISHED, *FRONTS, "slots4", "slots6"))
+"""The nftables maps that redirect connections to services."""
 
 
 class change:
@@ -185,8 +191,10 @@ class change:
         far = gone - {address for _, address in _own(before)}
         if forgotten := far | (_subnets(before) - _subnets(after)):
             kernel.forget_flows(forgotten)
-        ended_flows.flush_changed_ports(kernel, self._before, after, self._doubt)
-        ended_flows.end_datagrams(kernel, self._before, after)
+        changed = (self._before[Element] ^ after[Element]) | self._doubt[Element]
+        if any(element.container in _REDIRECTING for element in changed):
+            ended_flows.flush_changed_ports(kernel, self._before, after, self._doubt)
+            ended_flows.end_datagrams(kernel, self._before, after)
         if ports := self._ports_of_ended({address for _, address in now}):
             kernel.flush_ports([(port.proto, port.host_port, port.last) for port in ports], True)
         # flows of a service that ends, or loses its policy, need no verdict

@@ -36,17 +36,21 @@ from functools import cache
 from niso.base import files, paths, signals
 from niso.base.errors import ProcessError
 from niso.base.locks import open_lock
-from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.named_tuples import TYPE_CHECKING, lazy
 from niso.base.native import from_json, signal
 from niso.base.signals import ENDING, signals_blocked
 from niso.plan.specs import ProcessSpec
-from niso.runtime import cgroups, crun, logs, oci, root, sources, status, units, volumes
+from niso.runtime import cgroups, crun, oci, root, sources, status, units, volumes
 from niso.runtime.crun import cgroup_of, wait_readable, write_json
 from niso.runtime.root import HOST, INIT, LOWER, SECRETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any
+
+    from niso.runtime import logs
+else:
+    logs = lazy("niso.runtime.logs")
 
 
 # --- start ----------------------------------------------------------------------------------------
@@ -462,7 +466,7 @@ def _conmon_argv(spec: ProcessSpec, bundle: str, tid: int) -> list[str]:
         *("-c", container, "-u", container, "-n", spec.service),
         *("-r", crun.tool("nsenter"), *(f"--runtime-arg={arg}" for arg in runtime)),
         *("-b", bundle, "-p", f"{bundle}/pid", "-P", f"{bundle}/conmon.pid"),
-        *("-l", f"k8s-file:{logs.LOG_NAME}", "--log-size-max", str(LOG_SIZE_MAX), "--no-sync-log"),
+        *("-l", f"k8s-file:{paths.LOG_NAME}", "--log-size-max", str(LOG_SIZE_MAX), "--no-sync-log"),
         *(("-l", "journald") if units.logs_to_journal(spec.service) else ()),
         *("--exit-dir", f"{bundle}/exits", "--persist-dir", f"{bundle}/persist", "--full-attach"),
         *("--exit-command", SHELL),

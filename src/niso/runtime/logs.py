@@ -30,7 +30,6 @@ from niso.runtime.crun import read_state
 # --- the log of a service -------------------------------------------------------------------------
 
 
-LOG_NAME = "service.log"
 ROTATE_BYTES = 16 << 20
 _BLOCK = 1 << 16
 _LONGEST_LINE = 1 << 20
@@ -54,7 +53,7 @@ class Record(NamedTuple):
 
 def rotate_if_large(service: str) -> None:
     """Start a new log file if the present one exceeds 16 MiB, unless another process does so."""
-    path = f"{paths.log_dir(service)}/{LOG_NAME}"
+    path = f"{paths.log_dir(service)}/{paths.LOG_NAME}"
     try:
         large = os.stat(path).st_size > ROTATE_BYTES
     except FileNotFoundError:
@@ -98,7 +97,7 @@ def records(
     service: str, last: int | None, follow: bool, since: float | None
 ) -> Iterator[Record | None]:
     """Yield the log records for `read`. With ``follow``, None separates old and new records."""
-    files = _open_files(f"{paths.log_dir(service)}/{LOG_NAME}")
+    files = _open_files(f"{paths.log_dir(service)}/{paths.LOG_NAME}")
     try:
         start, offset = (0, 0) if last is None else _tail(files, last)
         # Switch to following at this offset, so that a concurrently written line is shown once.
@@ -183,7 +182,7 @@ def _follow(service: str, fd: int, offset: int) -> Iterator[bytes]:
     ``fd`` is the newest file, which this function closes, or -1 without a file. ``offset`` is the
     position up to which this file has been read.
     """
-    path = f"{paths.log_dir(service)}/{LOG_NAME}"
+    path = f"{paths.log_dir(service)}/{paths.LOG_NAME}"
     partial = b""
     try:
         while True:

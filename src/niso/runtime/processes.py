@@ -7,10 +7,17 @@ has the same methods, in memory.
 from __future__ import annotations
 
 import time
-from datetime import datetime
 
-from niso.runtime import crun, health, launch, lifecycle, logs, sources, status
+from niso.base.named_tuples import TYPE_CHECKING, lazy
+from niso.runtime import crun, status
 from niso.runtime.units import Units
+
+if TYPE_CHECKING:
+    from niso.runtime import health, launch, lifecycle, logs, sources
+else:  # a service that goes on running needs none of them
+    health, lifecycle = lazy("niso.runtime.health"), lazy("niso.runtime.lifecycle")
+    launch, logs = lazy("niso.runtime.launch"), lazy("niso.runtime.logs")
+    sources = lazy("niso.runtime.sources")
 
 _EXIT_CODE_S = 1.0
 """Seconds that conmon may take to write an exit status."""
@@ -76,6 +83,8 @@ class Processes:
 
     def last_lines(self, service: str, count: int) -> list[str]:
         """Return the last ``count`` lines, or fewer, that a service's present run has logged."""
+        from datetime import datetime
+
         launched_at = (crun.read_state(service) or {}).get("launched_at", 0.0)
         lines = []
         for line in logs.read(service, count, timestamps=True):

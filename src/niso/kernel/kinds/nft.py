@@ -13,7 +13,7 @@ from functools import cache
 
 from niso.base import paths
 from niso.base.errors import Conflict, KernelError
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, lazy
 from niso.kernel import netns, policy_rules, ruleset
 from niso.kernel.kinds.addresses import Address
 from niso.kernel.kinds.kind import (
@@ -29,15 +29,17 @@ from niso.kernel.kinds.kind import (
     kind_of,
 )
 from niso.kernel.kinds.links import Veth
-from niso.kernel.libnftables import Nft, release_memory
 from niso.kernel.nft_elements import HEADERS, Atoms, Edit, Element, Nfnetlink
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from niso.kernel import libnftables
     from niso.kernel.kinds.kind import Problem
     from niso.kernel.real import Writer
+else:
+    libnftables = lazy("niso.kernel.libnftables")  # elements are changed without it
 
 
 def differences() -> tuple[tuple[Problem, str], ...] | None:
@@ -46,7 +48,7 @@ def differences() -> tuple[tuple[Problem, str], ...] | None:
     its contents. Returns None if both tables are missing.
     """
     # libnftables keeps what it has listed, so it is closed before the next one is opened
-    with Nft() as kernel:
+    with libnftables.Nft() as kernel:
         present = _objects(kernel)
     if not present:
         return None
@@ -68,12 +70,12 @@ def _expected(text: str) -> dict[str, list[str]]:
     """Return {object: lines of its definition} for tables in nft(8) syntax, as the kernel lists
     them. The tables are loaded into a temporary network namespace, once in each process.
     """
-    with netns.unnamed(), Nft() as scratch:
+    with netns.unnamed(), libnftables.Nft() as scratch:
         scratch.run(text)
         return _objects(scratch)
 
 
-def _objects(kernel: Nft) -> dict[str, list[str]]:
+def _objects(kernel: libnftables.Nft) -> dict[str, list[str]]:
     """Return the chains, sets and maps of niso's tables in the kernel. The dict maps a name, such
     as ``chain inet niso forward``, to the lines of its definition. The name ``table inet niso`` is
     for the table's own lines, such as its flags: a dormant table has no effect. The output of nft
@@ -218,7 +220,7 @@ class _Elements(Kind[Element], of=Element):
             _create(by_text, edits)
             return
         if by_text:
-            with Nft() as kernel:
+            with libnftables.Nft() as kernel:
                 kernel.run_all(map(_text, step.edits))
             return
         verb, first = edits[0]
@@ -260,7 +262,7 @@ def _create(by_text: list[Edit | str], edits: list[Edit]) -> None:
     ids = [
         edit for edit in edits if edit[1].container == "owner" and edit[1].fields[0][:3] == "id-"
     ]
-    with Nft() as kernel:
+    with libnftables.Nft() as kernel:
         kernel.run_all(
             _text(edit) if edit != ruleset.TABLES else tables for edit in (*by_text, *ids)
         )
@@ -384,7 +386,7 @@ class _Rulesets(Kind[Ruleset], of=Ruleset):
         reading = space.reading
         if reading.everything:
             wrong = differences()
-            release_memory()  # the objects that are read next need as much memory
+            libnftables.release_memory()  # the objects that are read next need as much memory
             return () if wrong is None else (Ruleset(ruleset.DIGEST, wrong),)
         present = lookup(reading)
         if all(present.get(mark.key()) == mark for mark in owner(reading.state_id)):

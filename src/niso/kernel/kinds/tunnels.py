@@ -135,7 +135,7 @@ def _port_settings(name: str, index: int, what: str) -> list[Message]:
 
 class Vxlan(NamedTuple):
     """The VXLAN device of a network that spans hosts. The device does not learn MACs and does not
-    flood: static entries determine to which host frames are sent (kinds/neighbours.py). ``device``
+    flood: static entries determine to which host frames are sent (kinds/addresses.py). ``device``
     names settings of the device that differ from niso's. ``drift`` names settings of the bridge
     port that differ (kernel/link_records.py).
     """
