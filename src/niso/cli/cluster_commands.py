@@ -135,7 +135,7 @@ def _forget(host: Host, args: Args) -> int:
     return 0
 
 
-def _member_add(host: Host, args: Args, remove: bool) -> int:
+def _member_add(host: Host, args: Args, remove: bool = False) -> int:
     change = host.cluster.remove_member if remove else host.cluster.add_member
     with Progress(args) as host.progress:
         count = change(args.host or "")

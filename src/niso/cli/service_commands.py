@@ -421,7 +421,7 @@ def _disable(host: Host, args: Args) -> int:
     return _enable(host, args, on=False)
 
 
-def _firewall_enable(host: Host, args: Args, on: bool) -> int:
+def _firewall_enable(host: Host, args: Args, on: bool = True) -> int:
     with Progress(args) as host.progress:
         marked = host.guard_firewalls(on)
     return _print_marked(args, marked, on, "unchanged", "unchanged")
