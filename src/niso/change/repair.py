@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import chain
 
 from niso.base import names, paths, signals
 from niso.base import report as events
@@ -21,7 +22,7 @@ from niso.base.report import Event, Report, silent
 from niso.change import attach, health_agent, journal, process_record
 from niso.change.targets import excluded
 from niso.kernel import ruleset
-from niso.kernel.kinds.kind import Finding, Step, diff
+from niso.kernel.kinds.kind import Step, diff
 from niso.kernel.kinds.links import Veth
 from niso.kernel.kinds.namespaces import Netns, NetnsName
 from niso.kernel.kinds.nft import NftTransaction
@@ -63,7 +64,7 @@ def plan_repair(machine: Machine, network_only: bool) -> None:
 
     With ``network_only``, reports the steps of `repair_network`, otherwise those of `repair_all`.
     """
-    store, kernel, processes, *_ = machine
+    store, kernel = machine.store, machine.kernel
     lost = _of_rows(store_defects.find_defects(kernel, store))
     for defect in lost:
         machine.report(_event_of(defect))
@@ -83,15 +84,11 @@ def plan_repair(machine: Machine, network_only: bool) -> None:
             machine.report(step)
     if network_only:
         return
-    for name in check.with_ended_netns(kernel, store):
-        machine.report(events.Forgetting(name))
-    for row in store.active_rows():
-        if not row.has_process:
-            continue
-        if of_package(row) is not None:
-            machine.report(events.CopyingPackage(row.folder))
-        if (finding := of_service(processes, row)) is not None:
-            machine.report(_mending(row.name, finding))
+    repairs = _of_attachments(machine)
+    for name in store.active_services():
+        repairs = chain(repairs, _of_service(machine, name, dry_run=True))
+    for event, _ in repairs:
+        machine.report(event)
     for name in left_running(machine):
         machine.report(events.Stopping(name))
     if health_agent.is_needed(machine) and not health_agent.runs():
@@ -111,12 +108,12 @@ def repair_all(machine: Machine) -> int:
     done += _recover(machine, errors)
     with Lock():
         done += _repair_kernel(machine, errors)
-    done += _forget_gone(machine, errors)
+    done += _carry_out(machine, _of_attachments(machine), errors)
     for name in store.active_services():
         with journal.locked(store, [name]):
             # a command that failed in the meantime has left its change to recovery
             if store.intent(name) is None:
-                done += _repair_process(machine, name, errors)
+                done += _carry_out(machine, _of_service(machine, name), errors)
     done += _recover(machine, errors)
     done += _stop_left_running(machine, errors)
     if health_agent.ensure(machine):
@@ -203,55 +200,56 @@ def _repair_kernel(machine: Machine, errors: list[Error]) -> int:
     return done + steps
 
 
-def _repair_process(machine: Machine, name: str, errors: list[Error]) -> int:
-    """Repair a service's package copy, spec.json and process. Return the number of repairs. The
-    caller must have locked the service. Errors are added to ``errors``.
+_Repair = tuple[Event, Callable[[], object]]
+
+
+def _carry_out(machine: Machine, repairs: Iterable[_Repair], errors: list[Error]) -> int:
+    """Report and make repairs. Return their number, and append their errors to ``errors``."""
+    done = 0
+    for event, action in repairs:
+        machine.report(event)
+        with _collecting(errors):
+            action()
+        done += 1
+    return done
+
+
+def _of_attachments(machine: Machine) -> Iterator[_Repair]:
+    """Yield the removal of each attachment whose namespace no longer exists."""
+    for name in check.with_ended_netns(machine.kernel, machine.store):
+        yield events.Forgetting(name), partial(attach.detach, machine, name)
+
+
+def _of_service(machine: Machine, name: str, dry_run: bool = False) -> Iterator[_Repair]:
+    """Yield the repairs of a service's package copy, spec.json and process, one after the other.
+    Unless it is a dry run, the caller must have locked the service, and make each repair at once.
     """
     processes, row = machine.processes, machine.store.service(name)
     if row is None or not row.active or not row.has_process:
-        return 0
-    done = 0
-    with _collecting(errors):
-        done += _copy_again(machine, row) + _write_spec_again(machine, row)
+        return
+    if of_package(row) is not None:
+        yield events.CopyingPackage(row.folder), partial(_copy_again, row)
     finding = of_service(processes, row)
-    if finding is None:
-        return done
-    machine.report(_mending(name, finding))
-    with _collecting(errors):
-        spec = row.require_process()
-        if finding.defect == BLIND:
-            process_record.swap_or_restart(processes, spec, machine.report)
-        else:
-            processes.stop(name, spec.stop_timeout_s)
-            processes.start(spec)
-    return done + 1
-
-
-def _forget_gone(machine: Machine, errors: list[Error]) -> int:
-    done = 0
-    for name in check.with_ended_netns(machine.kernel, machine.store):
-        machine.report(events.Forgetting(name))
-        with _collecting(errors):
-            done += attach.detach(machine, name)
-    return done
+    if finding is not None and finding.defect == UNKNOWN:
+        yield WritingSpec(name), partial(_write_spec, processes, row)
+        finding = None if dry_run else of_service(processes, row)
+    if finding is not None and finding.defect == BLIND:
+        yield events.ShowingHosts(name), partial(_show_hosts, machine, row)
+    elif finding is not None:
+        yield events.Starting(name), partial(_start_again, processes, row)
 
 
 def _stop_left_running(machine: Machine, errors: list[Error]) -> int:
     done = 0
     for name in left_running(machine):
         with journal.locked(machine.store, [name]):
-            if name not in left_running(machine):  # another command has changed it
-                continue
-            machine.report(events.Stopping(name))
-            with _collecting(errors):
-                machine.processes.stop(name)
-            done += 1
+            if name in left_running(machine):  # unless another command has changed it
+                stop = partial(machine.processes.stop, name)
+                done += _carry_out(machine, [(events.Stopping(name), stop)], errors)
     return done
 
 
-def _copy_again(machine: Machine, row: ServiceRow) -> int:
-    if of_package(row) is None:
-        return 0
+def _copy_again(row: ServiceRow) -> None:
     folder, contents, spec = row.folder, Contents(row.name), row.require_service()
     without = excluded(row.rootfs, spec)
     try:
@@ -263,21 +261,24 @@ def _copy_again(machine: Machine, row: ServiceRow) -> int:
         raise Error(
             f"{reason}, and {folder} no longer contains the same package", row.activation_command
         )
-    machine.report(events.CopyingPackage(folder))
     package.copy(row.name, folder, without, row.fingerprint, contents, row.manifest_path, spec)
-    return 1
 
 
-def _write_spec_again(machine: Machine, row: ServiceRow) -> int:
-    finding = machine.processes.defect(row.name)
-    if finding is None or finding.defect != UNKNOWN:
-        return 0
-    machine.report(_mending(row.name, finding))
+def _write_spec(processes: Processes, row: ServiceRow) -> None:
     try:
-        machine.processes.save(row.require_process())
+        processes.save(row.require_process())
     except OSError as error:
         raise Error(f"cannot write spec.json: {error.strerror}", service=row.name) from error
-    return 1
+
+
+def _show_hosts(machine: Machine, row: ServiceRow) -> None:
+    process_record.swap_or_restart(machine.processes, row.require_process(), machine.report)
+
+
+def _start_again(processes: Processes, row: ServiceRow) -> None:
+    spec = row.require_process()
+    processes.stop(row.name, spec.stop_timeout_s)
+    processes.start(spec)
 
 
 def _of_rows(defects: list[store_defects.Defect]) -> list[store_defects.Defect]:
@@ -302,12 +303,6 @@ def _nameless(machine: Machine) -> list[tuple[str, int]]:
         if not kernel.has_netns(names.netns(name)) and kernel.alias_at(pid) == mark:
             nameless.append((name, pid))
     return nameless
-
-
-def _mending(name: str, finding: Finding) -> Event:
-    kinds = {UNKNOWN: WritingSpec, BLIND: events.ShowingHosts}
-    event: Event = kinds.get(finding.defect, events.Starting)(name)
-    return event
 
 
 # --- sweep: remove what is in the kernel ----------------------------------------------------------
