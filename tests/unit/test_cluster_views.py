@@ -94,6 +94,11 @@ def test_rules_of_another_host_follow_from_what_it_has_published(shown: Shown) -
     assert objects(back.path) == lets
     number = back.path[1].text.rpartition(" : ")[2]
     assert back.path[2].text == f"{number} . {web}"
+    store = shown.world.store
+    known = store.across.number("c")
+    with store.transaction():
+        store.across.set_peer("c", "c", "198.51.100.3", False)
+    assert store.across.number("c") == known, "else the rules would know the host by two numbers"
     assert objects(back.ingress)[0] == ("", "ingress4")
     # and what passes between two others, for none of this host
     far = shown.publish("a", "far", policy_text(egress={"deny": ["web"]}))

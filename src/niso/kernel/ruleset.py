@@ -16,7 +16,10 @@ its outer source, VNI, inner source MAC and inner source address must all belong
 A claim is the cluster's reservation of addresses for a service. Therefore no host can send packets
 with the address of another host's service, or with an address that its own service no longer has.
 ARP packets, multicast neighbour discovery, frames with VLAN tags and broadcasts of other hosts are
-dropped. On a host without a network that spans hosts, all sets for these checks are empty.
+dropped. The kernel may cut a large packet into several frames after this check. The check therefore
+writes the number of the sending host into the packet's priority, and the bridge table looks up
+number and source of each frame. On a host without a network that spans hosts, all sets for these
+checks are empty.
 """
 
 from __future__ import annotations
@@ -53,7 +56,8 @@ SETS = "\n".join(
         *(f"\tmap vx{o}{i} {{ typeof {_key(o, i)} : meta priority; }}" for o, i in _PAIRS),
     )
 )
-"""The sets for the UDP port, the VXLAN devices, services here, and other hosts' reservations.
+"""The sets for the UDP port, the VXLAN devices, services here, and the maps from other hosts'
+reservations to the number of the host.
 
 The port is also in ``sealed`` if its packets must go through the WireGuard tunnel. Tunnel addresses
 are IPv6, so only IPv6 is looked up there; no reservation then has another host's IPv4 address.
@@ -108,7 +112,7 @@ CHAINS = "\n".join(
     )
 )
 
-CLAIMS = tuple(f"vx{o}{i}" for o, i in _PAIRS)  # the sets with other hosts' reservations
+CLAIMS = tuple(f"vx{o}{i}" for o, i in _PAIRS)  # the maps with other hosts' reservations
 
 
 # --- rate limits of packets -----------------------------------------------------------------------
