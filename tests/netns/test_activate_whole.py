@@ -52,6 +52,12 @@ def test_program_that_cannot_run_leaves_nothing(lab: Lab) -> None:
     fails(dies, "api: its process ended at once (exit status 3)", "last words")
     fails(written("#!/no/such/interpreter\n"), "/no/such/interpreter")
     fails(written("not a program\n"), "bin/run")
+    # nor is a bridge or a namespace of another program taken for niso's
+    lab.run("ip", "link", "add", "niso-new", "type", "bridge")
+    lab.run("ip", "netns", "add", "niso-api")
+    before = snapshots.take(lab)
+    fails(idle(lab, "api", network=new), "link 'niso-new'", "does not belong to this niso")
+    fails(idle(lab, "api"), "network namespace 'niso-api'", "does not belong to this niso")
 
 
 def test_dry_run_makes_not_even_a_store_and_a_second_state_folder_is_refused(lab: Lab) -> None:

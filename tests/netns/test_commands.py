@@ -168,3 +168,26 @@ def test_what_takes_over_a_second_is_told(lab: Lab) -> None:
         )
         holder.communicate(b"")
         assert waiting.wait(60) == 0
+
+
+def test_names_that_niso_uses_itself_are_free_for_services(lab: Lab) -> None:
+    """Locks, folders, bridges and tables of niso have other names than those of any service."""
+    names = (
+        "cgroup",
+        "lock",
+        "log",
+        "services",
+        "hosts",
+        "default",
+        "niso-default",
+        "bridge",
+        "lo",
+    )
+    health = echo(lab, "health", 8080, healthcheck={"tcp": 8080})
+    lab.niso("activate", health, *(idle(lab, name) for name in names))
+    rows = json.loads(lab.niso("ps", "--json").stdout)
+    states = {row["service"]: row["status"] for row in rows}
+    assert states == dict.fromkeys((*names, "health"), "running")
+    lab.niso("net", "check")
+    lab.niso("remove", *names, "health")
+    assert json.loads(lab.niso("ps", "--json").stdout) == []

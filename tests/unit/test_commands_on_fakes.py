@@ -646,19 +646,6 @@ def test_every_command_takes_a_name_with_its_domain(world: World) -> None:
     assert "no service 'api'" in world.refused("inspect", "api")
 
 
-def test_names_that_niso_uses_itself_are_free_for_services(world: World) -> None:
-    """Locks, folders, bridges and tables of niso have other names than those of any service."""
-    names = "cgroup health lock log services hosts default niso-default bridge lo"
-    world.niso("activate", *map(world.package, names.split()))
-    rows = json.loads(world.niso("ps", "--json").stdout)
-    assert {row["service"]: row["status"] for row in rows} == dict.fromkeys(
-        names.split(), "running"
-    )
-    world.assert_whole()
-    world.niso("remove", *names.split())
-    assert json.loads(world.niso("ps", "--json").stdout) == []
-
-
 def test_command_for_many_services_has_files_for_their_locks(world: World) -> None:
     """The usual limit of open files, 1024, is lower than what 1,000 services need."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
