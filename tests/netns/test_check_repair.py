@@ -83,9 +83,9 @@ def test_damages_are_named_alone_and_mended_alone(shared: World, names: list[str
 
 def _damage_and_mend(shared: World, damages: list[Damage]) -> None:
     lab = shared.lab
-    before = shared.before()
     wanted = [finding for damage in damages for finding in damage.found]
     anew = any(damage.anew for damage in damages)
+    before = {} if anew else shared.before()
     if any(damage.quiet for damage in damages):
         shared.tell("pause")
     for damage in damages:

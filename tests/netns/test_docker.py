@@ -335,14 +335,14 @@ def test_networks_of_docker_and_niso_work_whoever_is_first(lab: Lab, first: str)
     docker.daemon = docker.start()
     docker("start", "own", "mixed")
     work(lab, docker)
-    # without a service of niso, Docker's network goes on
-    docker("stop", "-t0", "mixed")
-    lab.niso("deactivate", "web")
-    assert docker.get("own", CLIENT) == "outside" and fetch(lab.client, f"{HOST}:8090") == "own"
-    assert not pings(lab, "198.51.100.3", "client")
-    lab.niso("activate", "web")
-    docker("start", "mixed")
-    work(lab, docker)
+    if first == "niso":  # without a service of niso, Docker's network goes on
+        docker("stop", "-t0", "mixed")
+        lab.niso("deactivate", "web")
+        assert docker.get("own", CLIENT) == "outside" and fetch(lab.client, f"{HOST}:8090") == "own"
+        assert not pings(lab, "198.51.100.3", "client")
+        lab.niso("activate", "web")
+        docker("start", "mixed")
+        work(lab, docker)
     docker.daemon.kill()
     docker.daemon.wait(5)
     with Lab() as after:
