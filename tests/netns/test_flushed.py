@@ -7,6 +7,7 @@ import re
 import pytest
 from conftest import Lab, Process
 from generations import Generations
+from samples import LONG
 from services import CLIENT, HOST, idle, on, package, pings, unfilter
 
 SERVER = """\
@@ -108,8 +109,13 @@ def _without_nat(lab: Lab, port: int) -> bool:
     return len(ends) == 4 and ends[:2] == ends[:1:-1]
 
 
-@pytest.mark.parametrize("how", ["repair", "activate"])
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(
+    ("damage", "how"),
+    [
+        *((damage, "repair") for damage in DAMAGE),
+        *((damage, "activate") for damage in DAMAGE if LONG or damage == "reload"),
+    ],
+)
 def test_rules_come_back_in_one_transaction_and_flows_get_their_nat(
     host: Lab, damage: str, how: str
 ) -> None:

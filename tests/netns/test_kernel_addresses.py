@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import pathlib
-import socket
 
 import pytest
 from kernel_world import ALIAS, MAC, add_pair, ip, sh, throw_away_host
@@ -13,48 +12,9 @@ from niso.base.errors import KernelError
 from niso.kernel import neighbour_tables, netns
 from niso.kernel.kinds.addresses import Address, PermanentNeighbour, Route
 from niso.kernel.kinds.kind import Step
-from niso.kernel.link_records import prefix
 from niso.kernel.netlink import Message
 from niso.kernel.real import Kernel
 from niso.kernel.rtnetlink import Rtnl
-
-
-@pytest.mark.parametrize(("cidr", "flag"), [("10.99.1.1/24", ""), ("fd00:99::1/64", "nodad")])
-@throw_away_host
-def test_address_is_added_once_read_and_deleted(cidr: str, flag: str) -> None:
-    def shown() -> set[str]:
-        return {
-            f"{a['local']}/{a['prefixlen']}"
-            for link in ip("address show niso-b")
-            for a in link["addr_info"]
-        }
-
-    with Rtnl() as rtnl:
-        rtnl.add_bridge("niso-b", mtu=1500, alias=ALIAS)
-        link = rtnl.link("niso-b")
-        assert link
-        rtnl.add_address(link.index, cidr)
-        rtnl.add_address(link.index, cidr)
-        assert shown() == {cidr}
-        (entry,) = ip("address show niso-b")[0]["addr_info"]
-        assert not flag or entry[flag] is True
-        (found,) = rtnl.addresses(link.index)
-        family = socket.AF_INET6 if ":" in cidr else socket.AF_INET
-        assert (found.index, found.family, found.address, found.scope) == (
-            link.index,
-            family,
-            cidr,
-            0,
-        )
-        everything = {
-            f"{a['local']}/{a['prefixlen']}" for one in ip("address") for a in one["addr_info"]
-        }
-        assert {address.address for address in rtnl.addresses()} == everything
-        rtnl.delete_address(link.index, cidr)
-        rtnl.delete_address(link.index, cidr)
-        assert shown() == set()
-        assert rtnl.addresses(link.index) == []
-        assert rtnl.addresses(99999) == []
 
 
 @throw_away_host
@@ -83,62 +43,6 @@ def test_link_local_address_has_scope_link_and_can_be_used_at_once() -> None:
         assert [(a.address, a.scope) for a in rtnl.addresses(bridge.index)] == [("fe80::1/64", 253)]
         rtnl.delete_address(bridge.index, "fe80::1/64")
         assert rtnl.addresses(bridge.index) == []
-
-
-@pytest.mark.parametrize(
-    ("own", "everywhere", "gateway", "other", "direct"),
-    [
-        ("10.99.1.2/24", "0.0.0.0/0", "10.99.1.1", "10.99.1.9", "10.5.0.0/16"),
-        ("fd00:99::2/64", "::/0", "fd00:99::1", "fd00:99::9", "fd00:5::/48"),
-    ],
-)
-@throw_away_host
-def test_routes_are_added_once_read_and_deleted(
-    own: str, everywhere: str, gateway: str, other: str, direct: str
-) -> None:
-    def shown() -> set[tuple[str, str, str]]:
-        family = "-6 " if ":" in own else "-4 "
-        listed = ip(f"{family}route show dev niso-b")
-        return {
-            (r["dst"], r.get("gateway", ""), r["protocol"])
-            for r in listed
-            if r["protocol"] != "kernel"
-        }
-
-    with Rtnl() as rtnl:
-        rtnl.add_bridge("niso-b", mtu=1500, alias=ALIAS)
-        link = rtnl.link("niso-b")
-        assert link
-        rtnl.add_address(link.index, own)
-        for _ in range(2):
-            rtnl.add_route(everywhere, gateway, link.index)
-            rtnl.add_route(direct, "", link.index)
-        assert shown() == {("default", gateway, "boot"), (direct, "", "boot")}
-        read = {
-            (r.destination, r.gateway, r.index) for r in rtnl.routes(link.index) if r.protocol == 3
-        }
-        assert read == {(everywhere, gateway, link.index), (direct, "", link.index)}
-        assert set(rtnl.routes(link.index)) <= set(rtnl.routes())
-        if ":" not in own:  # IPv6 has many routes to one prefix
-            with pytest.raises(KernelError, match=f"route {everywhere} via {other}") as caught:
-                rtnl.add_route(everywhere, other, link.index)
-            assert caught.value.errno == errno.EEXIST
-        for _ in range(2):
-            rtnl.delete_route(everywhere, gateway, link.index, 0)
-            rtnl.delete_route(direct, "", link.index, 0)
-        assert shown() == set()
-        # the kernel's own to the prefix, one without a gateway, and one by it
-        whole = prefix(own)
-        rtnl.delete_connected_route(link.index, own)
-        rtnl.add_route(whole, gateway, link.index)
-        sh(f"ip route add {whole} dev niso-b metric 9")
-        rtnl.add_connected_route(link.index, own)
-        rtnl.delete_connected_route(link.index, own)
-        rtnl.delete_route(whole, "", link.index, 0)
-        assert shown() == {(whole, gateway, "boot")}
-        rtnl.delete_address(link.index, own)
-        rtnl.add_address(link.index, own, routed=False)
-        assert whole not in {r.destination for r in rtnl.routes(link.index) if not r.gateway}
 
 
 @throw_away_host

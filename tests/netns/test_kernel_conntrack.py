@@ -167,8 +167,9 @@ def add_sctp(source: str, sport: int, dport: int) -> None:
     )
 
 
-@pytest.mark.parametrize("walk", WALKS)
-@pytest.mark.parametrize("proto", ["tcp", "udp", "sctp"])
+@pytest.mark.parametrize(
+    ("proto", "walk"), [("tcp", 0), *((proto, 10**9) for proto in ("tcp", "udp", "sctp"))]
+)
 @throw_away_host
 def test_flush_ports_takes_flows_to_those_ports_and_that_protocol_only(
     proto: str, walk: int

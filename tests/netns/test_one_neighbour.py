@@ -28,35 +28,6 @@ def mac(lab: Lab, service: str) -> str:
     return str(lab.ip_json("link", "show", "eth0", netns=f"niso-{service}")[0]["address"])
 
 
-def test_pair_of_services_takes_no_entry_of_the_neighbour_table(lab: Lab) -> None:
-    lab.niso("net", "create", "backend", *BOTH)
-    lab.niso("activate", *(idle(lab, name, network=on("backend")) for name in ("a", "b", "c")))
-    for own, others in (("a", (3, 4)), ("b", (2, 4)), ("c", (2, 3))):
-        assert all(answers(lab, own, f"10.99.1.{other}") for other in others)
-        assert all(answers(lab, own, f"fd00:99::{other}") for other in others)
-    for own in ("a", "b", "c"):
-        gateways = {"10.99.1.1": ["PERMANENT"], "fd00:99::1": ["PERMANENT"]}
-        assert neighbours(lab, own) == gateways
-    on_bridge = lab.ip_json("neigh", "show", "dev", "niso-backend")
-    assert {entry["dst"] for entry in on_bridge} == {
-        f"{start}{number}" for start in ("10.99.1.", "fd00:99::") for number in (2, 3, 4)
-    }
-    assert all(entry["state"] == ["PERMANENT"] for entry in on_bridge)
-    assert_whole(lab)
-
-
-def test_next_holder_of_an_address_is_reached_at_once(lab: Lab) -> None:
-    lab.niso("net", "create", "backend", *BOTH)
-    peer, old, new = (idle(lab, name, network=on("backend")) for name in ("peer", "old", "new"))
-    lab.niso("activate", peer, old)
-    assert answers(lab, "peer", "10.99.1.3") and answers(lab, "peer", "fd00:99::3")
-    before = mac(lab, "old")
-    lab.niso("remove", "old")
-    lab.niso("activate", new)
-    assert mac(lab, "new") != before
-    assert answers(lab, "peer", "10.99.1.3") and answers(lab, "peer", "fd00:99::3")
-
-
 SEND = """
 import socket
 for family, start in ((socket.AF_INET, "10.99.1."), (socket.AF_INET6, "fd00:99::")):
@@ -69,27 +40,36 @@ for family, start in ((socket.AF_INET, "10.99.1."), (socket.AF_INET6, "fd00:99::
 """
 
 
-def test_packets_to_addresses_that_nobody_has_take_no_entry_either(lab: Lab) -> None:
-    """The table is the machine's: a service could fill it, and no other reached a new neighbour."""
+def test_pair_of_services_takes_no_entry_of_the_neighbour_table(lab: Lab) -> None:
+    """Nor do packets to addresses that nobody has, which are refused at once.
+
+    The table is the machine's: a service could fill it, and no other reached a new neighbour.
+    """
     lab.niso("net", "create", "backend", *BOTH)
-    lab.niso("activate", idle(lab, "api", network=on("backend")))
-    lab.run(sys.executable, "-c", SEND, netns="niso-api")
-    assert neighbours(lab, "api").keys() == {"10.99.1.1", "fd00:99::1"}
-    assert {entry["dst"] for entry in lab.ip_json("neigh", "show", "dev", "niso-backend")} == {
-        "10.99.1.2",
-        "fd00:99::2",
+    lab.niso("activate", *(idle(lab, name, network=on("backend")) for name in ("a", "b", "c")))
+    for own, others in (("a", (3, 4)), ("b", (2, 4)), ("c", (2, 3))):
+        assert all(answers(lab, own, f"10.99.1.{other}") for other in others)
+        assert all(answers(lab, own, f"fd00:99::{other}") for other in others)
+    for address in ("10.99.1.77", "fd00:99::77"):
+        argv = ("ping", "-c", "1", "-W", "2", address)
+        said = lab.run(*argv, netns="niso-a", check=False).stdout
+        assert "From 10.99.1.1 " in said or "From fd00:99::1 " in said
+    lab.run(sys.executable, "-c", SEND, netns="niso-a")
+    for own in ("a", "b", "c"):
+        gateways = {"10.99.1.1": ["PERMANENT"], "fd00:99::1": ["PERMANENT"]}
+        assert neighbours(lab, own) == gateways
+    on_bridge = lab.ip_json("neigh", "show", "dev", "niso-backend")
+    assert {entry["dst"] for entry in on_bridge} == {
+        f"{start}{number}" for start in ("10.99.1.", "fd00:99::") for number in (2, 3, 4)
     }
-
-
-@pytest.mark.parametrize("address", ["10.99.1.77", "fd00:99::77"])
-def test_address_that_nobody_has_is_refused_at_once(lab: Lab, address: str) -> None:
-    lab.niso("net", "create", "backend", *BOTH)
-    lab.niso("activate", idle(lab, "api", network=on("backend")))
-    argv = ("ping", "-c", "1", "-W", "2", address)
-    said = lab.run(*argv, netns="niso-api", check=False).stdout
-    assert "From 10.99.1.1 " in said or "From fd00:99::1 " in said
-    assert neighbours(lab, "api").keys() == {"10.99.1.1", "fd00:99::1"}
-    assert not [entry for entry in lab.ip_json("neigh") if entry["dst"] == address]
+    assert all(entry["state"] == ["PERMANENT"] for entry in on_bridge)
+    assert_whole(lab)
+    # the next holder of an address is reached at once
+    before = mac(lab, "b")
+    lab.niso("remove", "b")
+    lab.niso("activate", idle(lab, "new", network=on("backend")))
+    assert mac(lab, "new") != before
+    assert answers(lab, "a", "10.99.1.3") and answers(lab, "a", "fd00:99::3")
 
 
 def test_frames_to_the_receivers_own_mac_still_arrive(lab: Lab) -> None:

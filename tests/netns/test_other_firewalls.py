@@ -232,86 +232,18 @@ def test_every_dropping_chain_is_named_and_a_sleeping_table_is_not(host: Lab) ->
     assert passing(host) == set(ALL)
 
 
-@pytest.mark.parametrize(
-    ("text", "remedy"),
-    [
-        (
-            texts.PLAIN,
-            [
-                f"nft 'insert rule inet filter forward {key} \"niso-*\" accept'"
-                for key in ("iifname", "oifname")
-            ],
-        ),
-        (
-            texts.DOCKER_28,
-            [f"iptables -I DOCKER-USER {flag} niso-+ -j ACCEPT" for flag in ("-i", "-o")],
-        ),
-    ],
-    ids=["nft", "docker"],
-)
-def test_several_bridges_are_let_pass_by_one_rule_each_way(
-    host: Lab, text: str, remedy: list[str]
-) -> None:
-    load(host, text)
-    ((_, what, lines),) = drops(host, "niso-backend", "niso-frontend")
-    assert (what, lines) == (ALL, remedy)
-    told(host, lines)
-    assert drops(host, "niso-backend", "niso-frontend") == []
-    assert passing(host) == set(ALL)
-
-
-def test_docker_user_that_no_packet_reaches_is_not_where_the_rule_goes(host: Lab) -> None:
-    load(host, texts.DOCKER_28)
-    host.run("iptables", "-D", "FORWARD", "-j", "DOCKER-USER")
-    assert drops(host)[0].remedy == iptables("FORWARD")
-
-
-def test_ipv6_chains_count_only_where_niso_has_ipv6(host: Lab) -> None:
-    host.run("ip6tables", "-P", "FORWARD", "DROP")
-    assert drops(host) == []
-    code = "import json; from niso.look.other_firewalls import foreign_drops; from niso.kernel.real import Kernel; print(json.dumps(foreign_drops(Kernel(), ['niso-backend'], False, (4, 6))))"
-    ((chain, what, remedy, _),) = json.loads(host.run(sys.executable, "-c", code).stdout)
-    assert (chain, what) == ("ip6 filter FORWARD", ["published", "outward"])
-    assert remedy == iptables("FORWARD", tool="ip6tables")
-
-
-def test_names_of_a_hostile_table_are_escaped_and_no_command_is_made_of_them(lab: Lab) -> None:
-    name = "x\x1b[31m;$(reboot)"
-    lab.run("python3", "-c", HOSTILE, name)
-    ((chain, what, remedy),) = drops(lab)
-    assert chain == "ip x\\x1b[31m;$(reboot) x\\x1b[31m;$(reboot)"
-    assert what == ALL
-    assert remedy == [
-        f'have this chain begin with: {key} "niso-backend" accept' for key in ("iifname", "oifname")
-    ]
-    lab.niso("activate", idle(lab, "api", network=on("backend")))
-    said = lab.niso("net", "explain", "api", f"{CLIENT}:80", check=False).stdout
-    assert f"others   drop  nftables chain {chain} (forward) drops it by default" in said
-    assert "\x1b" not in said
-
-
-HOSTILE = r"""
-import socket, struct, sys
-def attribute(kind, data):
-    return struct.pack("=HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
-def message(kind, flags, body, family=2):
-    body = bytes([family, 0]) + (10 if kind < 0x100 else 0).to_bytes(2, "big") + body
-    return struct.pack("=IHHII", 16 + len(body), kind, flags | 5, 1, 0) + body
-name = sys.argv[1].encode() + b"\0"
-hook = attribute(1, struct.pack(">I", 2)) + attribute(2, struct.pack(">i", 0))
-chain = attribute(1, name) + attribute(3, name) + attribute(0x8004, hook) + attribute(5, bytes(4)) + attribute(7, b"filter\0")
-s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
-s.bind((0, 0))
-s.send(message(0x10, 1, b"") + message(0xA00, 0x400, attribute(1, name)) + message(0xA03, 0x400, chain) + message(0x11, 1, b""))
-s.settimeout(5)
-while True:
-    data = s.recv(65536)
-    _, kind, _, _, _ = struct.unpack_from("=IHHII", data)
-    (status,) = struct.unpack_from("=i", data, 16)
-    assert kind == 2 and status == 0, (kind, status)
-    if struct.unpack_from("=H", data, 24)[0] == 0xA03:
-        break
-"""
+def test_several_bridges_are_let_pass_by_one_rule_each_way(host: Lab) -> None:
+    several = ("niso-backend", "niso-frontend")
+    for text, rule in (
+        (texts.PLAIN, "nft 'insert rule inet filter forward {}ifname \"niso-*\" accept'"),
+        (texts.DOCKER_28, "iptables -I DOCKER-USER -{} niso-+ -j ACCEPT"),
+    ):
+        load(host, text)
+        ((_, what, lines),) = drops(host, *several)
+        assert (what, lines) == (ALL, [rule.format("i"), rule.format("o")])
+        told(host, lines)
+        assert drops(host, *several) == []
+        assert passing(host) == set(ALL)
 
 
 def test_rules_of_iptables_legacy_are_said_to_be_unseen(lab: Lab) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from conftest import TESTS, Lab, assert_whole
 from machine import Machine, needs_systemd
-from services import ask, idle, inspect, refused
+from services import ask, idle, inspect
 
 BINARY = shutil.which("dnsmasq") or str(TESTS.parent / ".cache/dnsmasq/usr/sbin/dnsmasq")
 API, WWW, GONE = "api.example.com", "www.example.com", "gone.example.com"
@@ -355,19 +355,6 @@ def test_metadata_service_of_a_cloud_is_reached_unless_it_is_denied(lab: Lab) ->
     lab.niso("activate", named)
     assert lab.niso("net", "explain", "web", "metadata:443", check=False).returncode == 1
     assert_whole(lab)
-
-
-def test_names_are_refused_where_they_cannot_be_kept(lab: Lab) -> None:
-    wrong = {
-        "deny": {"egress": {"deny": [API]}},
-        "from": {"allow_from": [API]},
-        "wildcard": {"egress": {"allow": ["*.example.com"]}},
-    }
-    for name, policy in wrong.items():
-        said = refused(lab, "activate", idle(lab, name, network={"policy": policy}))
-        assert "example.com" in said and "hint" in said
-    said = refused(lab, "net", "attach", "pod", "--new", "--egress-allow", API, status=2)
-    assert "names outside niso.local" in said
 
 
 @pytest.mark.first

@@ -60,8 +60,7 @@ def test_stricter_ingress_cuts_what_it_denies_and_nothing_else(
     assert shop.flows.judge(alive, []) == []
 
 
-@pytest.mark.parametrize("value", [0, 1])
-@pytest.mark.parametrize("servers_first", [False, True])
+@pytest.mark.parametrize(("value", "servers_first"), [(0, False), (1, True)])
 def test_stricter_egress_cuts_what_it_denies_and_nothing_else(
     shop: Shop, value: int, servers_first: bool
 ) -> None:

@@ -255,7 +255,7 @@ FROM_PORTS = r"""
 import json, socket, sys
 address, port, first = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 answers = []
-for own in range(first, first + 30):
+for own in range(first, first + 12):
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         s.bind(("", own))
