@@ -157,6 +157,10 @@ class Machine:
         units.mkdir(parents=True, exist_ok=True)
         for name in MASKED:
             (units / name).symlink_to("/dev/null")
+        generators = self.disk / "etc/systemd/system-generators"  # which each reload runs
+        generators.mkdir(parents=True, exist_ok=True)
+        for generator in pathlib.Path("/usr/lib/systemd/system-generators").glob("*"):
+            (generators / generator.name).symlink_to("/dev/null")
         needs = "basic.target systemd-journald.service multi-user.target"
         (units / TARGET).write_text(f"[Unit]\nRequires={needs}\nAfter={needs}\nAllowIsolate=yes\n")
         (units / "multi-user.target").write_text(

@@ -121,10 +121,17 @@ def test_all_is_as_it_was_after_the_last_service(
 
 
 def test_ipv6_goes_back_with_its_last_service_while_others_stay(host: Lab) -> None:
+    """Meanwhile another program ends it, which is found and mended."""
     activate(host, "plain", "plain")
     before = kernel_now(host)
     activate(host, "one", "dual")
     activate(host, "two", "dual")
+    put(host, "all/forwarding", "0")
+    assert not pings(host, CLIENT6, "niso-two")
+    said = host.niso("net", "check", check=False).stdout
+    assert "force_forwarding" in said or "all/forwarding" in said
+    host.niso("net", "repair")
+    assert_whole(host)
     ends(host, "one")
     assert pings(host, CLIENT6, "niso-two")
     assert_whole(host)
@@ -280,6 +287,19 @@ def test_link_that_comes_later_works_and_is_as_others_afterwards(host: Lab) -> N
             == ("1" if name == "accept_ra" else "0")
         )
         assert value(host, f"niso-later/{name}") == value(host, f"far0/{name}")
+    # links that go are in nobody's way
+    activate(host, "api", "dual")
+    host.run("ip", "link", "del", "far0")
+    assert_whole(host)
+    host.niso("activate", "second")
+    host.run("ip", "link", "del", "niso-later")
+    host.niso("net", "repair")
+    assert pings(host, CLIENT6, "niso-second")
+    assert_whole(host)
+    host.niso("remove", "second", "api")
+    host.niso("net", "remove", "later", "dual")
+    assert value(host, "all/forwarding") == value(host, "uplink0/force_forwarding") == "0"
+    assert value(host, "uplink0/accept_ra") == "1"
 
 
 def sysctls_of_others(lab: Lab) -> dict[str, str]:
@@ -301,37 +321,6 @@ def test_sweep_without_a_store_puts_sysctls_back(host: Lab) -> None:
         assert value(host, f"late0/{name}") == (value(host, f"default/{name}") or "0"), name
     host.run("ip", "link", "delete", "late0")
     assert snapshots.differences(before, sysctls_of_others(host)) == []
-
-
-def test_link_that_goes_is_in_nobodys_way(host: Lab) -> None:
-    activate(host, "api", "dual")
-    host.run("ip", "link", "del", "far0")
-    assert_whole(host)
-    host.niso("net", "create", "later", "--ipv6")
-    activate(host, "second", "later")
-    host.run("ip", "link", "del", "niso-later")
-    host.niso("net", "repair")
-    assert pings(host, CLIENT6, "niso-second")
-    assert_whole(host)
-    ends(host, "second")
-    ends(host, "api")
-    host.niso("remove", "second", "api")
-    host.niso("net", "remove", "later", "dual")
-    assert value(host, "all/forwarding") == value(host, "uplink0/force_forwarding") == "0"
-    assert value(host, "uplink0/accept_ra") == "1"
-
-
-def test_forwarding_that_another_program_ends_is_found_and_mended(host: Lab) -> None:
-    activate(host, "api", "dual")
-    put(host, "all/forwarding", "0")
-    assert not pings(host, CLIENT6, "niso-api")
-    assert (
-        "force_forwarding" in (said := host.niso("net", "check", check=False).stdout)
-        or "all/forwarding" in said
-    )
-    host.niso("net", "repair")
-    assert pings(host, CLIENT6, "niso-api")
-    assert_whole(host)
 
 
 ADVERTISE = """\

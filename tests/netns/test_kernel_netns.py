@@ -22,20 +22,6 @@ def here() -> int:
 
 
 @throw_away_host
-def test_created_namespace_is_one_for_iproute2_with_lo_up_and_marked() -> None:
-    home = here()
-    netns.create("niso-api", alias=ALIAS)
-    assert here() == home
-    assert [entry["name"] for entry in ip("netns list")] == ["niso-api"]
-    (lo,) = ip("-n niso-api link")
-    assert (lo["ifname"], lo["ifalias"]) == ("lo", ALIAS)
-    assert "UP" in lo["flags"]
-    assert sh("ip netns exec niso-api readlink /proc/self/ns/net") != sh(
-        "readlink /proc/self/ns/net"
-    )
-
-
-@throw_away_host
 def test_namespaces_made_ahead_are_like_others_and_unused_ones_end() -> None:
     home, files, count = here(), os.listdir("/proc/self/fd"), 6
     with netns.ahead(count):
@@ -82,25 +68,6 @@ def test_names_lists_whoevers_namespaces_and_not_other_files() -> None:
         True,
         *3 * [False],
     ]
-
-
-@throw_away_host
-def test_creating_one_that_is_there_fails_and_leaves_it() -> None:
-    sh("ip netns add niso-api")
-    before = sh("ip netns exec niso-api readlink /proc/self/ns/net")
-    with pytest.raises(KernelError, match="'niso-api': file exists"):
-        netns.create("niso-api", alias=ALIAS)
-    assert sh("ip netns exec niso-api readlink /proc/self/ns/net") == before
-    assert "ifalias" not in ip("-n niso-api link")[0]
-
-
-@throw_away_host
-def test_delete_takes_the_name_and_twice_is_fine() -> None:
-    netns.create("niso-api")
-    netns.delete("niso-api")
-    netns.delete("niso-api")
-    assert ip("netns list") == []
-    assert os.listdir("/run/netns") == []
 
 
 @throw_away_host

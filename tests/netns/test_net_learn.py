@@ -65,10 +65,6 @@ def test_learn_write_activate(lab: Lab) -> None:
     done = lab.niso("net", "learn", "db", "--write", "--yes")
     assert "network.policy.allow_from is not active yet" in done.stderr
     assert lab.path(path).read_text() == after
-    lab.path(path).write_text(f"{after}[network]\n")
-    done = lab.niso("net", "learn", "db", "--write", "--yes", check=False)
-    assert done.returncode == 1 and "[network] is there twice" in done.stderr, done.stderr
-    lab.path(path).write_text(after)
     lab.niso("activate", db)
     # what was seen passes, from now on too
     kept.stdin.write(b"still\n")
@@ -168,11 +164,6 @@ def test_stack_that_has_its_services_itself(lab: Lab) -> None:
     lab.niso("net", "flows", "--forget")
     send(lab, "niso-shop-web", CLIENT, 54)
     assert refused(lab) == {("shop-web", CLIENT, 54, "udp")}
-    # a stack.toml that is not valid does not say what it has
-    lab.write("/tmp/shop/stack.toml", f"{written}x = [\n")
-    done = lab.niso("net", "learn", "shop-db", "--write", "--yes", check=False)
-    assert done.returncode == 1 and "/tmp/shop/stack.toml: line " in done.stderr, done.stderr
-    lab.write("/tmp/shop/stack.toml", written)
     # a watch ends early with Ctrl-C, and shows what was new meanwhile
     watcher = lab.popen("niso", "net", "learn", "shop-db", "--for", "1h")
     assert watcher.stderr is not None and b"Ctrl-C ends it" in watcher.stderr.readline()
@@ -213,13 +204,6 @@ def test_policy_show_and_test(lab: Lab) -> None:
         ["allow_from[3]", "gone", "0", "-", "never", "-"],
         ["allow_from", "(others are denied)", "n", "-", "t", "-"],
     ]
-    assert [
-        line[0] for line in cells(lab.niso("net", "policy", "show", "db", "--unused", "1h").stdout)
-    ] == ["allow_from[3]"]
-    assert lab.niso("net", "policy", "show", "api").stdout == "api has no policy\n"
-    # an unchanged file
-    done = lab.niso("net", "policy", "test", db)
-    assert done.stdout.endswith("no flows that exist would be cut\n")
     rules["network.policy"]["allow_from"] = ["api", "bad:80"]
     echo(lab, "db", network=on("back"), **rules)
     before = lab.run("nft", "-s", "list", "table", "inet", "niso").stdout
@@ -232,9 +216,6 @@ def test_policy_show_and_test(lab: Lab) -> None:
         ["pass", "api", "db:80/tcp", "2", "-", "t", 'db allow_from[0] "api"'],
         ["2 flows that exist would be cut"],
     ]
-    # the folder, and not the service of that name as it is
-    in_it = lab.niso("net", "policy", "test", "db", cwd=os.path.dirname(db), check=False)
-    assert (in_it.returncode, cells(in_it.stdout)) == (1, cells(tested.stdout))
     dry = lab.niso("activate", db, "--dry-run").stdout.splitlines()
     assert cells("\n".join(dry[-5:])) == [
         *cells(tested.stdout)[:3],
@@ -265,11 +246,3 @@ def test_policy_show_and_test(lab: Lab) -> None:
     assert [line[1] for line in cells(done.stdout)] == ["late"]
     assert "db has been watched for 0m: what is rarer was not seen" in done.stderr
     kept.kill()
-    # nobody has seen the others
-    assert lab.niso("net", "policy", "test", idle(lab, "fresh"), check=False).returncode == 2
-    for wrong in (
-        ["net", "policy", "sho", "db"],
-        ["net", "policy", "test", "/gone"],
-    ):
-        done = lab.niso(*wrong, check=False)
-        assert done.returncode in (1, 2) and "Traceback" not in done.stderr, done.stderr

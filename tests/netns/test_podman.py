@@ -355,6 +355,7 @@ def test_network_that_podman_creates_again_is_what_it_says(lab: Lab) -> None:
 
 @needs_podman
 def test_lost_state_folder_leaves_networks_as_podman_has_them(lab: Lab) -> None:
+    """And rootless Podman is told first that there are no rootless networks."""
     podman = Podman(lab)
     create = ("network", "create", "-d", "niso")
     lab.niso("net", "create", "other")  # has the first free subnet
@@ -378,6 +379,12 @@ def test_lost_state_folder_leaves_networks_as_podman_has_them(lab: Lab) -> None:
     lab.niso("net", "create", "back", "--subnet", "10.99.77.0/24")
     refused = podman("start", "box", check=False)
     assert "network 'back' already exists with subnet 10.99.77.0/24" in refused.stderr
+    shell = ("sh", "-c", ROOTLESS, "sh")
+    refused = lab.run(*WITH_PODMAN, *shell, *create, "own", check=False)
+    said = refused.stderr.strip().splitlines()[-1]
+    assert said.endswith(
+        "niso: niso has no rootless networks (run podman as root, or use -d bridge)"
+    ), refused.stderr
 
 
 NAME_SERVER = """\
@@ -650,18 +657,6 @@ def test_networks_of_podman_and_niso_work_whoever_is_first(lab: Lab, first: str)
 
 ROUTED = {"-4": "198.51.100.3", "-6": "2001:db8:5::3"}
 """Addresses of the neighbour that the client can reach only if the host routes for it."""
-
-
-@needs_podman
-def test_rootless_podman_is_told_first_that_there_are_no_rootless_networks(lab: Lab) -> None:
-    podman = Podman(lab)
-    podman("network", "create", "-d", "niso", "back")
-    shell = ("sh", "-c", ROOTLESS, "sh")
-    refused = lab.run(*WITH_PODMAN, *shell, "network", "create", "-d", "niso", "own", check=False)
-    said = refused.stderr.strip().splitlines()[-1]
-    assert said.endswith(
-        "niso: niso has no rootless networks (run podman as root, or use -d bridge)"
-    ), refused.stderr
 
 
 @pytest.mark.first
