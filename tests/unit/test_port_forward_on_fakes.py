@@ -343,3 +343,21 @@ def test_chosen_ports_are_kept_over_a_reset(world: World) -> None:
     assert world.ports("b") == ["20003:80", "20004-20005:80-81"]
     world.niso("activate", "a")
     assert world.ports("a") == kept
+
+
+def test_services_swap_ports_in_one_activation_unless_a_third_is_in_the_way(world: World) -> None:
+    for name, port in (("one", 6001), ("two", 6002), ("three", 6003)):
+        world.activate(world.package(name, network={"ports": [f"{port}:80"]}))
+    before = world.picture()
+    for first, second in (("one", "two"), ("two", "one")):
+        world.package(first, network={"ports": ["6002:80", "6003:80"]})
+        world.package(second, network={"ports": ["6001:80"]})
+        folders = [str(world.folder / name) for name in (first, second)]
+        assert "6003/tcp is published by 'three'" in world.refused("activate", *folders)
+        assert world.picture() == before
+    world.activate(
+        world.package("one", network={"ports": ["6002:80"]}),
+        world.package("two", network={"ports": ["6001:80"]}),
+    )
+    assert (world.ports("one"), world.ports("two")) == (["6002:80"], ["6001:80"])
+    world.assert_whole()
