@@ -456,11 +456,25 @@ def test_local_networks_load_nothing_of_the_cluster() -> None:
     assert wrong == {}
 
 
+def _lazies(module: str) -> dict[str, str]:
+    """Return {name: module} of the names that ``module`` binds to `niso.base.native.lazy`."""
+    found = {}
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Assign) and "lazy(" in ast.unparse(node.value):
+            target, value = node.targets[0], node.value
+            names = target.elts if isinstance(target, ast.Tuple) else [target]
+            calls = value.elts if isinstance(value, ast.Tuple) else [value]
+            for name, call in zip(names, calls, strict=True):
+                if isinstance(call, ast.Call):
+                    found[ast.unparse(name)] = ast.literal_eval(call.args[0])
+    return found
+
+
 def test_lazy_modules_are_imported_for_type_checkers() -> None:
     """``x = lazy("niso.a.x")`` and, under TYPE_CHECKING, the import that gives ``x`` its types."""
     wrong = {}
     for module in MODULES:
-        typed, lazily = set(), set()
+        typed = set()
         for node in ast.walk(tree(module)):
             if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
                 for given in ast.walk(ast.Module(node.body, [])):
@@ -471,24 +485,52 @@ def test_lazy_modules_are_imported_for_type_checkers() -> None:
                         }
                     elif isinstance(given, ast.Import):
                         typed |= {(alias.name, alias.name) for alias in given.names}
-            elif isinstance(node, ast.Assign) and "lazy(" in ast.unparse(node.value):
-                target, value = node.targets[0], node.value
-                names = target.elts if isinstance(target, ast.Tuple) else [target]
-                calls = value.elts if isinstance(value, ast.Tuple) else [value]
-                lazily |= {
-                    (ast.unparse(name), ast.literal_eval(call.args[0]))
-                    for name, call in zip(names, calls, strict=True)
-                    if isinstance(call, ast.Call)
-                }
-        if lazily - typed:
-            wrong[module] = lazily - typed
+        if missing := {*_lazies(module).items()} - typed:
+            wrong[module] = missing
     assert wrong == {}
 
 
-def test_lazy_module_is_imported_by_its_first_call() -> None:
+def test_only_functions_of_lazy_modules_are_used() -> None:
+    """The stand-in of a module has no constants, and no class for ``isinstance`` or ``except``."""
+    wrong = []
+    for module in MODULES:
+        if not (lazies := _lazies(module)):
+            continue
+        called, bound = set(), set()
+        for node in ast.walk(tree(module)):
+            if isinstance(node, ast.Call):
+                called.add(id(node.func))
+                if ast.unparse(node.func) == "staticmethod":
+                    called.add(id(node.args[0]))
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                called |= {id(part) for part in ast.walk(ast.Module(node.body, []))}
+            for words in ("annotation", "returns"):
+                if (annotation := getattr(node, words, None)) is not None:
+                    called |= {id(part) for part in ast.walk(annotation)}
+            if isinstance(node, ast.FunctionDef | ast.Lambda):  # a local variable of the same name
+                local = {one.arg for one in ast.walk(node.args) if isinstance(one, ast.arg)}
+                for part in ast.walk(node):
+                    if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+                        local.add(part.id)
+                    elif isinstance(part, ast.ImportFrom):
+                        local |= {alias.asname or alias.name for alias in part.names}
+                bound |= {
+                    id(part)
+                    for part in ast.walk(node)
+                    if isinstance(part, ast.Name) and part.id in local
+                }
+        for node in ast.walk(tree(module)):
+            if not isinstance(node, ast.Attribute) or id(node) in called or id(node.value) in bound:
+                continue
+            if ast.unparse(node.value) in lazies:
+                wrong.append(f"{module}: {ast.unparse(node)} (line {node.lineno})")
+    assert wrong == []
+
+
+def test_lazy_module_is_imported_by_its_first_use() -> None:
     code = (
-        "import sys; from niso.base.named_tuples import lazy; of = lazy('niso.base.text').shown;"
-        "before = 'niso.base.text' in sys.modules; print(before, of('a'))"
+        "import sys; from niso.base.native import lazy; text = lazy('niso.base.text');"
+        "before = 'niso.base.text' in sys.modules; print(before, text.shown('a'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == 'False "a"\n'

@@ -10,7 +10,7 @@ typing for nothing else. Importing typing and making these classes took 15 of th
 from __future__ import annotations
 
 from _collections import _tuplegetter  # type: ignore[import-not-found]  # as in collections
-from types import FunctionType, ModuleType
+from types import FunctionType
 
 TYPE_CHECKING = False
 """False, as `typing.TYPE_CHECKING` is at run time. Type checkers recognize this name."""
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 else:
     Any = object  # used only in annotations, which are not evaluated
 
-__all__ = ["TYPE_CHECKING", "Any", "NamedTuple", "lazy", "named_tuple"]
+__all__ = ["TYPE_CHECKING", "Any", "NamedTuple", "named_tuple"]
 
 _getters = [_tuplegetter(place, "") for place in range(16)]
 _new = tuple.__new__
@@ -92,26 +92,6 @@ class _Kind(type):
 if not TYPE_CHECKING:
     # a module that derives a class from it must have "from __future__ import annotations"
     NamedTuple = _Kind("NamedTuple", (), {"__module__": __name__})
-
-
-def lazy(name: str) -> Any:
-    """Return a stand-in for the module ``name``, such as "niso.kernel.sockets".
-
-    The first call of one of its functions or classes imports the module. The stand-in has no
-    constants, and its classes are not for ``isinstance``. For type checkers, the caller imports the
-    real module under ``if TYPE_CHECKING``.
-    """
-    stand_in: Any = ModuleType(name)
-
-    def attribute(of_module: str) -> Any:
-        def call(*arguments: Any, **named: Any) -> Any:
-            module = __import__(name, fromlist=("",))
-            return getattr(module, of_module)(*arguments, **named)
-
-        return call
-
-    stand_in.__getattr__ = attribute
-    return stand_in
 
 
 def named_tuple(name: str, types: dict[str, Any], defaults: dict[str, Any]) -> Any:

@@ -11,8 +11,8 @@ The functions for addresses and prefixes replace `ipaddress` for input that is a
 from __future__ import annotations
 
 from niso.base.errors import InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, lazy
-from niso.base.native import sha256, socket
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.native import lazy, sha256, socket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -7,13 +7,13 @@ modules have the same functions, classes and exceptions, but their constants are
 a socket is no context manager (use ``contextlib.closing``). If a Python lacks one of the C modules,
 the public module is used.
 
-`call_libc` calls functions of the C library that Python does not have.
+`call_libc` calls functions of the C library that Python does not have. `lazy` delays an import.
 """
 
 from __future__ import annotations
 
 import os
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 from niso.base.named_tuples import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ else:
     except ImportError:
         from weakref import ref
 
-__all__ = ["call_libc", "from_json", "ref", "sha256", "signal", "socket", "to_json"]
+__all__ = ["call_libc", "from_json", "lazy", "ref", "sha256", "signal", "socket", "to_json"]
 
 _BLANKS = " \t\n\r"
 _decoder: Any = SimpleNamespace(  # the attributes of json.JSONDecoder
@@ -124,3 +124,24 @@ def call_libc(function: str, *arguments: object, path: str = "") -> int:
 
 def _refuse(value: object) -> None:
     raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+def lazy(name: str) -> Any:
+    """Return a stand-in for the module ``name``, such as "niso.kernel.sockets".
+
+    The first call of one of its functions or classes imports the module. The stand-in has no
+    constants, and its classes are not for ``isinstance``. For type checkers, the caller imports the
+    real module under ``if TYPE_CHECKING``.
+    """
+    stand_in: Any = ModuleType(name)
+
+    # modules that delegate to functions, such as kernel/real.py, look them up during their import
+    def attribute(of_module: str) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            module = __import__(name, fromlist=("",))
+            return getattr(module, of_module)(*arguments, **named)
+
+        return call
+
+    stand_in.__getattr__ = attribute
+    return stand_in

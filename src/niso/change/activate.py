@@ -13,7 +13,8 @@ from contextlib import ExitStack, suppress
 
 from niso.base.errors import Conflict, Error, ErrorGroup, NotFound, raise_all
 from niso.base.locks import Busy, Lock, lock_after
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, lazy
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.native import lazy
 from niso.base.report import CopyingPackage, Stopping, silent
 from niso.base.signals import signals_blocked
 from niso.change import outside_names_refresh, scope, start, stop

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from itertools import count
 
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, flatten, raise_all
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, lazy
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import link_prefix, prefix, veth
+from niso.base.native import lazy
 from niso.change import scope
 from niso.change.scope import Target
 from niso.plan.records import Entry, Peer, Policy, PortMapping

@@ -15,8 +15,9 @@ from itertools import count
 from niso.base import paths
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound, raise_all
 from niso.base.locks import Lock
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, lazy
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import MAC_PREFIX, family_of
+from niso.base.native import lazy
 from niso.change import journal
 from niso.change.admit import NoClaims, generations, record, release
 from niso.change.scope import Target, leaving, report_to_cluster, scope_of

@@ -14,7 +14,8 @@ from itertools import groupby
 
 from niso.base.errors import Conflict, Error, ErrorGroup, raise_all
 from niso.base.locks import Lock, raise_file_limit, remove_locks, service_lock
-from niso.base.named_tuples import TYPE_CHECKING, lazy
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.native import lazy
 from niso.base.report import NotStarted, Recovered, Unfinished, event_class
 from niso.change.scope import report_to_cluster
 from niso.runtime import event_log

@@ -14,7 +14,8 @@ from contextlib import suppress
 
 from niso.base.errors import Error, missing_library
 from niso.base.locks import Lock
-from niso.base.named_tuples import TYPE_CHECKING, lazy
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.native import lazy
 from niso.base.report import Finished
 from niso.change.scope import concerned
 from niso.plan.records import FORMER, NOW, Forbids, Outside

@@ -16,7 +16,8 @@ from collections.abc import Collection, Iterable, Mapping
 
 from niso.base import names, paths
 from niso.base.errors import Conflict, InvalidInput, NotFound
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, lazy
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.native import lazy
 from niso.plan.specs import ServiceSpec
 from niso.reconcile.change import change
 from niso.store.policy_rows import Name

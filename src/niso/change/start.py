@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 from niso.base import report as events
 from niso.base.errors import Conflict, Error, ProcessError
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, lazy
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.native import lazy
 from niso.base.report import Event
 from niso.change import process_record
 from niso.plan.records import Healthcheck

@@ -9,7 +9,8 @@ import os
 
 from niso.base import paths
 from niso.base.errors import Error
-from niso.base.named_tuples import TYPE_CHECKING, lazy
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.native import lazy
 from niso.change import activate, targets
 from niso.change.activate import Outcome
 from niso.kernel import host_facts, netns

@@ -17,8 +17,9 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from niso.base import names
 from niso.base.errors import Error, ErrorGroup, InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING, Any, NamedTuple, lazy
+from niso.base.named_tuples import TYPE_CHECKING, Any, NamedTuple
 from niso.base.names import network_name, prefix
+from niso.base.native import lazy
 from niso.change import attach
 from niso.change.attach import AttachmentNetwork, Request
 from niso.engines import plugin

@@ -23,9 +23,9 @@ from collections.abc import Mapping, Sequence
 import niso
 from niso.base import files, paths
 from niso.base.errors import Conflict, Error, InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING, Any, lazy
+from niso.base.named_tuples import TYPE_CHECKING, Any
 from niso.base.names import MAC_PREFIX, bridge, family_of, network_name, prefix
-from niso.base.native import from_json, signal
+from niso.base.native import from_json, lazy, signal
 from niso.change import attach
 from niso.change.attach import AttachmentNetwork, Request
 from niso.engines import plugin

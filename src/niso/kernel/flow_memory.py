@@ -17,8 +17,9 @@ import os
 from collections.abc import Callable, Collection
 
 from niso.base.errors import KernelError
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, lazy
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of, packed, unpacked, within
+from niso.base.native import lazy
 from niso.kernel import nft_elements, policy_rules
 from niso.kernel.netlink import attributes, several
 from niso.kernel.nft_elements import PROTOCOLS, Element, Nfnetlink, about, counter, expressions

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 import niso.kernel.kinds.nft  # noqa: F401  # all kinds but those of tunnels are registered
 from niso.base import paths, signals
 from niso.base.errors import Error, KernelError
-from niso.base.named_tuples import TYPE_CHECKING, lazy
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import is_marked
+from niso.base.native import lazy
 from niso.kernel import neighbour_tables, netns, proc_sys, rtnetlink
 from niso.kernel.kinds import hosts_files
 from niso.kernel.kinds.addresses import RoutingRule

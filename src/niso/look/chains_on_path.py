@@ -12,8 +12,9 @@ import socket
 import struct
 
 from niso.base.errors import KernelError
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, lazy
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import packed
+from niso.base.native import lazy
 from niso.kernel import foreign_chains
 from niso.kernel.foreign_chains import FAMILIES, HOOKS, Chain, ForeignChains
 from niso.kernel.rtnetlink import Rtnl

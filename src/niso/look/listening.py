@@ -13,8 +13,9 @@ import ipaddress
 
 from niso.base import names
 from niso.base.errors import KernelError
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, lazy
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import bracketed, family_of
+from niso.base.native import lazy
 from niso.plan.records import (
     ANY4,
     ANY6,

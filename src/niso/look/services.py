@@ -18,8 +18,9 @@ import time
 
 from niso.base import paths
 from niso.base.locks import is_held
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, lazy
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of, owner, veth
+from niso.base.native import lazy
 from niso.base.text import period_text, time_text
 from niso.look.host_ports import Port, rows
 from niso.plan.records import FORMER, NOW, Outside

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from niso.base import names
 from niso.base.errors import Error
-from niso.base.named_tuples import TYPE_CHECKING, lazy
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import family_of
+from niso.base.native import lazy
 from niso.kernel import ruleset
 from niso.plan import elements
 from niso.plan.records import NetworkRecord, Policy, PortMapping

@@ -6,8 +6,9 @@ import os
 from contextlib import suppress
 
 from niso.base import files, paths
-from niso.base.named_tuples import TYPE_CHECKING, lazy
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import owner
+from niso.base.native import lazy
 from niso.plan.records import MIN_MTUS, NetworkRecord
 from niso.runtime import sources
 from niso.store.store import Store

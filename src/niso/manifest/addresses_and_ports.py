@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from niso.base.errors import InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING, lazy
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import family_of
+from niso.base.native import lazy
 from niso.base.text import shown
 from niso.manifest import values
 from niso.manifest.values import join, texts

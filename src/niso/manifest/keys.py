@@ -16,8 +16,9 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 from niso.base import convert
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, lazy, named_tuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, named_tuple
 from niso.base.names import DEFAULT_NETWORK, family_of
+from niso.base.native import lazy
 from niso.manifest import addresses_and_ports, policy, process_keys, values
 from niso.manifest.values import join
 from niso.plan import records, specs

@@ -24,8 +24,9 @@ from fnmatch import fnmatchcase
 from niso.base import files, paths
 from niso.base import text as base_text
 from niso.base.errors import Error, InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING, lazy
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import DOMAIN
+from niso.base.native import lazy
 from niso.kernel.policy_rules import NEVER
 from niso.manifest import toml, values
 from niso.plan.records import METADATA, METADATA_WORD, OUTSIDE, Entry, Peer, Policy

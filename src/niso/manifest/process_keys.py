@@ -14,7 +14,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from niso.base import signals
 from niso.base.errors import InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING, lazy
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.native import lazy
 from niso.base.text import shown
 from niso.manifest import values
 from niso.manifest.values import join

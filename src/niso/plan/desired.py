@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 
 from niso.base import names
-from niso.base.named_tuples import TYPE_CHECKING, lazy
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import family_of
+from niso.base.native import lazy
 from niso.kernel import ruleset
 from niso.kernel.kinds import hosts_files
 from niso.kernel.kinds.addresses import Address, Fdb, PermanentNeighbour, Route, RoutingRule

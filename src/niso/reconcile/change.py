@@ -13,8 +13,9 @@ from collections.abc import Container, Mapping
 
 from niso.base import paths, signals
 from niso.base.errors import Conflict, Error, ErrorGroup, KernelError
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, lazy
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import alias, hosts_folder, own_hosts_folder, prefix
+from niso.base.native import lazy
 from niso.base.report import Report, WarningEvent, silent
 from niso.kernel.kinds.addresses import Address, PermanentNeighbour, Route
 from niso.kernel.kinds.hosts_files import HostsEdit

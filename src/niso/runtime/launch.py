@@ -36,8 +36,8 @@ from functools import cache
 from niso.base import files, paths, signals
 from niso.base.errors import ProcessError
 from niso.base.locks import open_lock
-from niso.base.named_tuples import TYPE_CHECKING, lazy
-from niso.base.native import from_json, signal
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.native import from_json, lazy, signal
 from niso.base.signals import ENDING, signals_blocked
 from niso.plan.specs import ProcessSpec
 from niso.runtime import cgroups, crun, oci, root, sources, status, units, volumes

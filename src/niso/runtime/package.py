@@ -27,8 +27,8 @@ from contextlib import suppress
 
 from niso.base import files, signals
 from niso.base.errors import Error, InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, lazy
-from niso.base.native import sha256
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.native import lazy, sha256
 from niso.base.paths import contents_file, package_dir, packages_dir, shown, state_dir
 from niso.plan.specs import MountedVolume, ServiceSpec
 from niso.runtime.root import syncfs

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 
-from niso.base.named_tuples import TYPE_CHECKING, lazy
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.native import lazy
 from niso.runtime import crun, status
 from niso.runtime.units import Units
 

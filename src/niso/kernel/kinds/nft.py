@@ -13,7 +13,8 @@ from functools import cache
 
 from niso.base import paths
 from niso.base.errors import Conflict, KernelError
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, lazy
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.native import lazy
 from niso.kernel import netns, policy_rules, ruleset
 from niso.kernel.kinds.addresses import Address
 from niso.kernel.kinds.kind import (
