@@ -157,7 +157,7 @@ class World:
         change_networks.create(self.machine, NetworkRequest(network, subnets))
 
     def up(self, path: str, replace: bool = False) -> stacks.Up:
-        return stacks.up(self.machine, stack_members.load(path), 5.0, replace=replace)
+        return stacks.up(self.machine, stack_members.load(path), 5.0, False, replace)
 
     def niso(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command of niso on this host, and return its status and outputs, as `Lab.niso` does."""

@@ -28,7 +28,7 @@ def fingerprint(folder: str, rootfs: str | None, manifest: str | None = None) ->
 def copy_to(
     service: str, folder: str, rootfs: str | None, digest: str, manifest: str | None = None
 ) -> str:
-    return package.copy(service, folder, rootfs, digest, Contents(service), manifest)
+    return package.copy(service, folder, rootfs, digest, Contents(service), manifest, None)
 
 
 def names_below(folder: Path) -> list[str]:

@@ -46,12 +46,18 @@ def new_store(on: str = "", **ports: list[PortMapping]) -> Store:
     return store
 
 
+NO_MORE = ((), frozenset[str](), (), ())
+"""Of `ports.admit`: no keys, no other services, no ports by name, none published before."""
+
+
 def admit(store: Store, *texts: str, service: str = "api") -> list[PortMapping]:
     """The ports that an activation of a service gets for a manifest of these, recorded as it records them."""
     row = store.service(service)
     before = [port for _, port in store.ports(service)] if row is not None and row.active else []
     with store.transaction():
-        ports, chosen = change_ports.admit(machine(store), service, wanted(*texts), before)
+        ports, chosen = change_ports.admit(
+            machine(store), service, wanted(*texts), before, *NO_MORE
+        )
         store.set_ports(service, ports, chosen)
     return ports
 

@@ -276,7 +276,7 @@ def test_after_a_reboot_the_owners_bring_them_back(world: World) -> None:
     with world.store.transaction():
         reset_after_reboot(world.store._db, "a-third-boot 1 2")
     world._use(world.store)
-    assert change_attach.collect(world.machine) == ["box"]
+    assert change_attach.collect(world.machine, None, None) == ["box"]
     world.assert_whole()
 
 

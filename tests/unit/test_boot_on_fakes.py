@@ -332,14 +332,14 @@ def test_port_that_a_forward_took_stays_where_it_is_over_a_reboot(world: World, 
 def test_service_that_was_active_and_is_not_enabled_is_inactive(world: World) -> None:
     world.niso("activate", world.package("api", network=WEB))
     world.niso("port-forward", "api", "9000:80")
-    leases = world.store.leases("api")
+    leases = world.store.addresses("api")
     world.reboot()
     assert statuses(world) == {"api": "inactive"}
     world.niso("net", "repair")
     assert statuses(world) == {"api": "inactive"}
     assert world.niso("restore").stdout == "no service is enabled\n"
     world.niso("activate", "api")
-    assert world.store.leases("api") == leases
+    assert world.store.addresses("api") == leases
     assert world.ports("api") == ["8080:80", "9000:80"]
     world.assert_whole()
     # a deactivation ends forwards that a reboot kept
@@ -411,14 +411,14 @@ def test_activation_that_was_cut_off_is_undone_after_a_reboot(world: World, numb
     api = world.package("api", network={"network": "backend", **WEB})
     world.niso("activate", api, world.package("loose"))
     world.niso("enable", "api")
-    leases = world.store.leases("api")
+    leases = world.store.addresses("api")
     command = interrupted_activation(world)
     assert not Steps(world, number, True).run(lambda: world.niso(*command))
     world.reboot()
     assert {*statuses(world).values()} == {"inactive"}
     world.niso("restore")
     assert statuses(world) == {"api": "running", "loose": "inactive"}
-    assert world.store.leases("api") == leases and world.ports("api") == ["8080:80"]
+    assert world.store.addresses("api") == leases and world.ports("api") == ["8080:80"]
     world.assert_whole()
 
 

@@ -177,7 +177,7 @@ def test_stack_makes_a_network_that_spans_hosts(host: Hosted) -> None:
     path = spanning_stack(host, "observe = false")
     before = host.world.picture(), host.engine.get(KEYS.prefix)
     host.warned.clear()
-    stacks.up(host.world.machine, stack_members.load(path), 5.0, dry_run=True)
+    stacks.up(host.world.machine, stack_members.load(path), 5.0, True, False)
     assert (host.world.picture(), host.engine.get(KEYS.prefix)) == before
     assert host.warned == ["network front is not in the cluster yet, and would be made there"]
     assert host.world.up(path).networks == ("front",)

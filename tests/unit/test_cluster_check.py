@@ -41,7 +41,7 @@ def said(
     state = EtcdState("3.5.16", "1", "1", 7, ahead_s, alarms)
     monkeypatch.setattr(own_etcd, "state", lambda access, place: state)
     monkeypatch.setattr(cluster_check, "_answered", lambda wanted: dict.fromkeys(wanted, True))
-    findings, warnings = cluster_check.check(cluster.world.machine, OWN)
+    findings, warnings = cluster_check.check(cluster.world.machine, OWN, None)
     assert findings == []
     return [warning for warning, _ in warnings]
 
@@ -91,7 +91,7 @@ def test_host_without_its_address_between_the_hosts_is_missed(
             cluster.engine.down = down
             monkeypatch.setattr(Config, "engine", lambda own, brief=False: cluster.engine)
             monkeypatch.setattr(cluster_check, "_etcd", lambda own: [])
-            [finding] = cluster_check.check(world.machine, OWN)[0]
+            [finding] = cluster_check.check(world.machine, OWN, None)[0]
             assert finding.text.startswith("missing: 198.51.100.2, by which the other hosts")
 
 

@@ -61,7 +61,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
 def init(
     world: World, existing: cluster_join.Reach = ETCD, host: str = "a"
 ) -> cluster_join.Membership:
-    return cluster_join.init(world.machine, host, HERE, existing)
+    return cluster_join.init(world.machine, host, HERE, existing, "")
 
 
 def is_clean(world: World) -> bool:
@@ -97,11 +97,11 @@ def test_init_leave_and_join_fail_at_each_request(
     made = world.store.cluster_id()
     with refuses(Conflict, str(made), hint="niso cluster status"):
         init(world)
-    text = cluster_join.invite(world.machine, "b", "192.0.2.2", False).encode()
+    text = cluster_join.invite(world.machine, "b", "192.0.2.2", False, False).encode()
     own = text.replace(b"192.0.2.2", HERE.encode())
     trying(leave, lambda: is_clean(world))
     assert ClusterKeys(engine).hosts() == []
-    joining = lambda: cluster_join.join(world.machine, own, None)  # noqa: E731
+    joining = lambda: cluster_join.join(world.machine, own, None, "")  # noqa: E731
     trying(joining, lambda: world.store.cluster_id() == made)
     assert config.require().host == "b"
 
@@ -142,7 +142,7 @@ def test_wrong_input_of_init_changes_nothing(
     words: str,
 ) -> None:
     with pytest.raises((InvalidInput, UsageError)) as caught:
-        cluster_join.init(world.machine, host, address, existing)
+        cluster_join.init(world.machine, host, address, existing, "")
     assert words in caught.value.message
     assert is_clean(world) and engine.get("/").items == ()
 
@@ -225,12 +225,12 @@ def test_renewal_takes_no_files_that_do_not_work(
     with refuses(
         Conflict, hint="all hosts of a cluster have IPv4 addresses, or all have IPv6 addresses"
     ):
-        cluster_join.invite(world.machine, "b", "2001:db8::2", False)
-    text = cluster_join.invite(world.machine, "a", "", True)
+        cluster_join.invite(world.machine, "b", "2001:db8::2", False, False)
+    text = cluster_join.invite(world.machine, "a", "", True, False)
     monkeypatch.setattr(Config, "engine", lambda own: Etcd(own.access()))
     bad = text.replace("[files]\n", '[files]\ncacert = "junk"\ncert = "junk"\nkey = "junk"\n')
     with refuses(InvalidInput, hint="make a new one: niso cluster invite HOST --address A"):
-        cluster_join.join(world.machine, bad.encode(), None)
+        cluster_join.join(world.machine, bad.encode(), None, "")
     assert os.listdir(paths.cluster_dir()) == ["cluster.toml"]
 
 

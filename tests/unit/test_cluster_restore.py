@@ -57,7 +57,7 @@ def test_all_that_a_host_knows_is_written_again_and_newer_claims_have_higher_num
     with refuses(Conflict, hint="niso cluster status shows both"):
         host.activate(host.package("new"))
     assert host.world.picture() == picture and host.engine.get(KEYS.prefix).items == ()
-    restore(host.world.store, host.membership, OWN)
+    restore(host.world.store, host.membership, OWN, "")
     for item in host.engine.get(KEYS.prefix).items:
         have, was = decode(item.value, item.key), had.pop(item.key)
         for unlike in ("claim", "boot", "base"):
@@ -76,7 +76,7 @@ def test_all_that_a_host_knows_is_written_again_and_newer_claims_have_higher_num
     held = host.held("new")
     assert held and held.gen > highest
     with refuses(Conflict, hint="niso cluster status shows its hosts"):
-        restore(host.world.store, host.membership, OWN)
+        restore(host.world.store, host.membership, OWN, "")
     host.world.assert_whole()
 
 
@@ -86,7 +86,7 @@ def test_restore_that_is_broken_off_is_done_by_the_next(host: Hosted, lost: str)
     for number in range(1, 30):
         host.engine.lose += [""] * number + [lost] * 40
         try:
-            restore(host.world.store, host.membership, OWN)
+            restore(host.world.store, host.membership, OWN, "")
         except NoAnswer:
             host.engine.lose.clear()
             if host.membership.cluster() is not None:

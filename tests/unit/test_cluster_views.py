@@ -54,7 +54,7 @@ class Shown(Cluster):
         store = self.world.store
         here = read_world(self.world.kernel, store)
         seen = other_hosts.with_remote(self.session, here, source, destination)
-        return explain(store, seen, Packet(source, destination, port, "tcp"))
+        return explain(store, seen, Packet(source, destination, port, "tcp"), {})
 
 
 @pytest.fixture

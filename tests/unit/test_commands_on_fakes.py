@@ -624,9 +624,9 @@ def test_every_command_takes_a_name_with_its_domain(world: World) -> None:
     world.niso("port-forward", "api.niso.local", "9000:90")
     world.niso("net", "check", "api.niso.local")
     world.niso("restart", "api.niso.local")
-    address = world.store.leases("api")
+    address = world.store.addresses("api")
     world.niso("deactivate", "api.niso.local")
-    assert world.store.leases("api") == address
+    assert world.store.addresses("api") == address
     world.niso("activate", "front.niso.local")
     said = world.refused("inspect", "wev.niso.local")
     assert said == "niso: no service 'wev.niso.local'\n  hint: did you mean 'web'?\n"

@@ -80,7 +80,7 @@ def test_name_may_be_required_in_an_option_or_a_label(tmp_path: Path) -> None:
             request = docker._request(world.machine, network, nameless, "ee", marked)
             assert (request.name, request.aliases) == (name, ("db", "www") if marked else ())
         with refuses(InvalidInput, hint=HINT):
-            docker._request(world.machine, network, nameless, "ee")
+            docker._request(world.machine, network, nameless, "ee", {})
 
 
 def test_labels_of_an_image_are_read_in_both_stores(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_mac_address_of_docker_is_no_others(
 
         def join(id: str, mac: str) -> None:
             endpoint = {"NetworkID": ID, "EndpointID": id, "Interface": {"MacAddress": mac}}
-            request = docker._request(world.machine, network, endpoint, id)
+            request = docker._request(world.machine, network, endpoint, id, {})
             world.kernel.begin_engine(request.netns)
             attach.attach(world.machine, request)
 

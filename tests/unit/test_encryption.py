@@ -187,8 +187,8 @@ def test_new_key_is_that_of_the_link_and_of_the_cluster_even_after_a_kill(
     init(world, "kernel")
     networks.create(world.machine, NetworkRequest("backend", ("10.99.1.0/24",), span=True))
     [link] = links(world)
-    text = cluster_join.invite(world.machine, "a", "", renew=True)
-    cluster_join.join(world.machine, text.encode(), None)
+    text = cluster_join.invite(world.machine, "a", "", True, False)
+    cluster_join.join(world.machine, text.encode(), None, "")
     [new] = links(world)
     [host] = ClusterKeys(engine).hosts()
     assert link.public != new.public == host.public
@@ -227,7 +227,7 @@ def test_all_hosts_of_a_cluster_encrypt_or_none(world: World, engine: Engine) ->
     plain = HostEntry("b", "id-b", "192.0.2.2", 1500, False)
     with refuses(Conflict, hint="all hosts of a cluster encrypt, or none"):
         membership.join(plain)
-    text = cluster_join.invite(world.machine, "b", "192.0.2.2", False)
+    text = cluster_join.invite(world.machine, "b", "192.0.2.2", False, False)
     assert invitation.parsed(text.encode()).config().encryption == "userspace"
     cluster_join.leave(world.machine, False)
     with refuses(Conflict, hint="--encrypt=userspace"):

@@ -159,7 +159,7 @@ def test_configuration_without_a_namespace_of_ones_own_has_no_network_entry() ->
 
     def config(**changes: str) -> dict[str, object]:
         spec = SPEC._replace(**changes)  # type: ignore[arg-type]
-        return oci.config(spec, "/b/root", "/etc/niso-hosts", oci.OciHost("/c", {}, PROFILE))
+        return oci.config(spec, "/b/root", "/etc/niso-hosts", oci.OciHost("/c", {}, PROFILE), ())
 
     kinds = [namespace["type"] for namespace in config()["linux"]["namespaces"]]  # type: ignore[index]
     on_host = config(netns="", hosts_folder="")
@@ -285,7 +285,7 @@ def test_provider_cannot_become_what_has_no_namespace(store: Store) -> None:
         hint="activate in the same command, with a mode other than share: side",
         file="api/manifest.toml",
     ):
-        scope.check(store, [host])
+        scope.check(store, [host], [])
     with refuses(Conflict, "api", hint="it can end after these, or in the same command: side"):
         scope.check(store, [], [row])
 
@@ -311,7 +311,7 @@ def test_sharers_follow_a_provider_that_shows_them_something_else(store: Store) 
         "api", network="one", hostname="web", ports=["1:1"], aliases=["x"], ip="10.99.1.9"
     )
     assert [target.name for target in scope.with_followers(store, [same], ())] == ["api"]
-    scope.check(store, [provider])
+    scope.check(store, [provider], [])
     for network in (
         {"network": "two", "hostname": "web"},
         {"network": "one"},
@@ -322,8 +322,8 @@ def test_sharers_follow_a_provider_that_shows_them_something_else(store: Store) 
             mode=str(network.get("mode", "bridge")),
         )
         with refuses(Conflict, "api", hint="try again"):
-            scope.check(store, [moved])
-        scope.check(store, [moved, row])
+            scope.check(store, [moved], [])
+        scope.check(store, [moved, row], [])
     assert scope.home(store, "open", service_spec("open", network={"mode": "host"}), None) == (
         "",
         "",

@@ -171,10 +171,12 @@ def test_no_name_leads_into_a_network_that_its_own_activation_makes(world: World
     world.package("db", network={"network": "odd", "ip": TWO})
     path = world.stack("db", "web", odd="203.0.113.0/29")
     before = world.picture()
-    stacks.up(world.machine, stack_members.load(path), 5.0, dry_run=True)
+    stacks.up(world.machine, stack_members.load(path), 5.0, True, False)
     assert world.picture() == before
     said: list[object] = []
-    stacks.up(world.machine._replace(report=said.append), stack_members.load(path), 5.0)
+    stacks.up(
+        world.machine._replace(report=said.append), stack_members.load(path), 5.0, False, False
+    )
     world.assert_whole()
     assert hosts(world) == {OTHER: {"192.0.2.7"}} and TWO not in reaches(world)
     assert f"{API}: {TWO} is refused: it is in a network of niso" in [

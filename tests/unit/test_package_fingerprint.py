@@ -72,8 +72,8 @@ def test_file_is_read_once_until_it_changes(folder, reads, monkeypatch) -> None:
     def taken() -> tuple[str, list[int]]:
         known = Contents("api")
         reads.clear()
-        digest = package.fingerprint(str(folder), None, known)
-        assert package.fingerprint(str(folder), None, known) == digest
+        digest = package.fingerprint(str(folder), None, known, None)
+        assert package.fingerprint(str(folder), None, known, None) == digest
         known.save()
         return digest, list(reads)
 
@@ -99,7 +99,7 @@ def test_file_is_read_once_until_it_changes(folder, reads, monkeypatch) -> None:
 def test_file_that_has_just_changed_is_read_again(folder, reads) -> None:
     for _ in range(2):
         known = Contents("api")
-        package.fingerprint(str(folder), None, known)
+        package.fingerprint(str(folder), None, known, None)
         known.save()
     assert len(reads) == 2 * 3
 

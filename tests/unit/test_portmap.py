@@ -10,6 +10,7 @@ from ports_admitted import (
     DUAL,
     KERNEL,
     NETWORKS,
+    NO_MORE,
     admit,
     listener,
     machine,
@@ -45,7 +46,7 @@ def listening() -> dict[str, list[Listener]]:
 def test_port_that_is_left_open_is_the_lowest_free_one_and_the_others_stay_as_they_are() -> None:
     store = new_store()
     ports, chosen = change_ports.admit(
-        machine(store), "api", wanted("8080:80", ":81", "9090:90"), ()
+        machine(store), "api", wanted("8080:80", ":81", "9090:90"), (), *NO_MORE
     )
     assert ports == wanted("8080:80", "20000:81", "9090:90")
     assert chosen == wanted("20000:81")
@@ -204,7 +205,7 @@ def test_whatever_is_admitted_no_packet_is_for_two_services_and_no_port_is_there
                 continue
             before = [port for _, port in store.ports(service)]
             try:
-                ports, chosen = change_ports.admit(machine(store), service, asked, before)
+                ports, chosen = change_ports.admit(machine(store), service, asked, before, *NO_MORE)
             except (Conflict, ErrorGroup):
                 continue
             assert [port[2:] for port in ports] == [port[2:] for port in asked]

@@ -8,6 +8,7 @@ from ports_admitted import (
     FOUR,
     KERNEL,
     NETWORKS,
+    NO_MORE,
     SIX,
     admit,
     listener,
@@ -196,6 +197,7 @@ def test_messages_call_a_port_by_the_key_that_the_manifest_has_it_under() -> Non
             wanted("80:80", "8080:80"),
             (),
             ("network.ports[0]", "network.ports[4]"),
+            *NO_MORE[1:],
         )
 
 

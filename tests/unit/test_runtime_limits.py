@@ -15,7 +15,7 @@ LIMITED = SPEC._replace(memory_max=512 << 20, cpu_max=150, pids_limit=64)
 
 def resources(*controllers: str) -> dict[str, object]:
     config = oci.config(
-        LIMITED, "/r", "/etc/niso-hosts", oci.OciHost("/i", {}, PROFILE, (), controllers)
+        LIMITED, "/r", "/etc/niso-hosts", oci.OciHost("/i", {}, PROFILE, (), controllers), ()
     )
     found: dict[str, object] = config["linux"]["resources"]
     return {name: value for name, value in found.items() if name != "devices"}

@@ -16,7 +16,7 @@ HOST = oci.OciHost("/usr/bin/catatonit", {}, PROFILE, ["/usr"])
 
 
 def config(spec: ProcessSpec = SPEC, machine: oci.OciHost = HOST) -> dict[str, Any]:
-    return oci.config(spec, "/bundle/root", "/etc/niso-hosts", machine)
+    return oci.config(spec, "/bundle/root", "/etc/niso-hosts", machine, ())
 
 
 def test_configuration_is_plain_json_and_says_the_same_each_time() -> None:

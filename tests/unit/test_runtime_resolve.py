@@ -254,7 +254,7 @@ def test_path_of_the_host_that_leads_back_into_usr_is_none_of_the_service(
     (package / "here").symlink_to(tmp_path)
     (tmp_path / "bin").symlink_to("/usr/bin")
     with pytest.raises(InvalidInput):
-        check_working_dir(str(package), None, "/app/here/bin")
+        check_working_dir(str(package), None, "/app/here/bin", ())
     assert resolve_entrypoint(str(package), None, "env", DEFAULT_PATH).endswith("/bin/env")
 
 
@@ -275,10 +275,10 @@ def test_working_dir_must_be_a_folder_of_the_service(
     rootfs: pathlib.Path, package: pathlib.Path
 ) -> None:
     for folder in ("/", "/app", "/app/bin", "/tmp", "/run", "/var/tmp"):
-        check_working_dir(str(package), None, folder)
-        check_working_dir(str(package), str(rootfs), folder)
-    check_working_dir(str(package), str(rootfs), "/etc")
-    check_working_dir(str(package), None, "/usr/share")
+        check_working_dir(str(package), None, folder, ())
+        check_working_dir(str(package), str(rootfs), folder, ())
+    check_working_dir(str(package), str(rootfs), "/etc", ())
+    check_working_dir(str(package), None, "/usr/share", ())
     for root, folder in (
         (None, "/app/none"),
         (None, "/root"),
@@ -286,7 +286,7 @@ def test_working_dir_must_be_a_folder_of_the_service(
         (str(rootfs), "/etc/passwd"),
     ):
         with pytest.raises(InvalidInput) as caught:
-            check_working_dir(str(package), root, folder)
+            check_working_dir(str(package), root, folder, ())
         assert caught.value.key == "binary.working_dir"
 
 

@@ -234,7 +234,9 @@ SOURCES4, PUBLISH = "sources4", PortMapping("", 5432, 80, "tcp")
 def test_objects_of_the_way_and_what_counts_it(
     source: str, to: str, port: int, path: list[str], counted: list[str]
 ) -> None:
-    explained = packet_path.explain(Store.open(), made(db=PUBLISH), Packet(source, to, port, "tcp"))
+    explained = packet_path.explain(
+        Store.open(), made(db=PUBLISH), Packet(source, to, port, "tcp"), {}
+    )
     assert [each.container for each in explained.path] == path
     assert [each.container for each in explained.counted] == counted
     assert all(each.counts for each in explained.counted)
@@ -248,7 +250,7 @@ def test_objects_of_the_way_and_what_counts_it(
 
 def test_element_of_each_family_is_named_with_the_line_of_the_manifest() -> None:
     for family, source, to in ((4, "10.99.1.3", "10.99.1.2"), (6, "fd00:99:1::3", "fd00:99:1::2")):
-        explained = packet_path.explain(Store.open(), made(), Packet(source, to, 80, "tcp"))
+        explained = packet_path.explain(Store.open(), made(), Packet(source, to, 80, "tcp"), {})
         leads, element = explained.ingress
         assert (leads.container, leads.text) == (f"ingress{family}", to)
         said = f'{to} . {source} . tcp . 80 comment "db network.policy.allow_from[0]" : return'

@@ -77,6 +77,7 @@ def test_stack_of_another_folder_is_neither_replaced_nor_taken_down(world: World
             stack_members.load(second),
             5.0,
             dry_run=True,
+            replace=False,
         ),
         lambda: stacks.down(world.machine, second),
         lambda: stack_members.own(world.store, second),  # status and logs
@@ -103,7 +104,13 @@ def test_stack_that_joins_the_network_of_another_one_is_told_so_once(world: Worl
         files.append(world.stack(f"{name}-api", name=name, below=name, backend="10.99.7.0/24"))
     events: list[Event] = []
     for file in files * 2:
-        stacks.up(world.machine._replace(report=events.append), stack_members.load(file), 5.0)
+        stacks.up(
+            world.machine._replace(report=events.append),
+            stack_members.load(file),
+            5.0,
+            False,
+            False,
+        )
     (caution,) = [event for event in events if isinstance(event, WarningEvent)]
     assert "network backend is also that of stack one" in caution.text
 

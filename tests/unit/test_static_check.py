@@ -38,7 +38,7 @@ def refused(file: Path) -> list[tuple[str, str]]:
 
 def refused_by_activation(world: World, file: Path) -> list[tuple[str, str]]:
     with pytest.raises(Error) as caught:
-        stacks.up(world.machine, stack_members.load(str(file)), 5.0, dry_run=True)
+        stacks.up(world.machine, stack_members.load(str(file)), 5.0, True, False)
     return [(each.key or "", f"{each.reason}; {each.hint}") for each in flatten(caught.value)]
 
 

@@ -13,6 +13,7 @@ from refusals import refuses
 from niso.base import paths
 from niso.base.errors import Conflict, Error
 from niso.base.names import alias
+from niso.base.report import silent
 from niso.change import networks, repair
 from niso.kernel.kinds.kind import State
 from niso.kernel.kinds.namespaces import Netns
@@ -68,7 +69,7 @@ def test_forwarding_stays_on_for_programs_that_came_later(full: World, is_lost: 
     full.kernel.nat["ip nat POSTROUTING"] = 1
     if is_lost:
         os.unlink(paths.database())
-    repair.sweep(full.kernel, full.processes)
+    repair.sweep(full.kernel, full.processes, silent, False)
     assert full.kernel.sysctl(FORWARDING) == "1"
     assert not full.kernel.everything(State())
 
@@ -122,7 +123,7 @@ def test_store_that_cannot_be_updated_is_said_after_the_sweep(full: World) -> No
     for end in ("", "-wal", "-shm"):
         Path(f"{paths.database()}{end}").unlink(missing_ok=True)
     Path(paths.database()).write_bytes(b"rubbish" * 1000)
-    gone, error = repair.sweep(full.kernel, full.processes)
+    gone, error = repair.sweep(full.kernel, full.processes, silent, False)
     assert gone
     assert error is not None and paths.database() in error.message
     assert not full.kernel.everything(State())
@@ -133,7 +134,7 @@ def test_lost_store_is_refused_until_a_sweep(full: World) -> None:
     os.rename(paths.database(), f"{paths.database()}.away")
     with pytest.raises(Conflict, match=r"is missing, but .* link .* and \d+ more"):
         session.refuse(full.kernel, full.processes)
-    repair.sweep(full.kernel, full.processes)
+    repair.sweep(full.kernel, full.processes, silent, False)
     session.refuse(full.kernel, full.processes)
 
 

@@ -66,7 +66,7 @@ def test_rates_between_two_looks() -> None:
         Stats("api", 9, 900, None, 9, 900, None, 0, None, None),  # was not there before
     )
     reader = look_flows.FlowReader(WORLD)
-    load = top.between(reader, before, now)
+    load = top.between(reader, before, now, None)
     assert load.seconds == 2.0
     assert load.services == (
         ServiceLoad(

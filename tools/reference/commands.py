@@ -137,7 +137,7 @@ def manuals() -> Iterator[Page]:
     for group in groups:
         blocks = [
             Heading("Synopsis"),
-            Code("\n".join(usage(action, _COLUMNS) for action in group.actions)),
+            Code("\n".join(usage(action, _COLUMNS, "") for action in group.actions)),
         ]
         blocks += [Heading("Description"), Text(sentence(group.does)), Heading("Actions")]
         for action in group.actions:
@@ -153,7 +153,7 @@ def _others(own: str) -> tuple[str, ...]:
 
 
 def _command(command: Command) -> Iterator[Block]:
-    yield Code(usage(command, _COLUMNS))
+    yield Code(usage(command, _COLUMNS, ""))
     yield Text(sentence(command.does) + (f" {command.about}" if command.about else ""))
     rows = [(argument.metavar, meaning(argument)) for argument in command.arguments]
     rows += [(option.takes, meaning(option)) for option in command.options]

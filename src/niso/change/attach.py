@@ -313,9 +313,7 @@ def _forget(machine: Machine, row: ServiceRow) -> None:
     report_to_cluster(machine, [row.name])
 
 
-def collect(
-    machine: Machine, owner: str | None = None, valid: Iterable[str] | None = None
-) -> list[str]:
+def collect(machine: Machine, owner: str | None, valid: Iterable[str] | None) -> list[str]:
     """Detach attachments that are no longer in use, and return their names.
 
     These are inactive attachments, attachments whose namespace no longer exists, and Docker

@@ -32,7 +32,7 @@ _Pair = tuple[str, str, str, str]
 
 
 def check(
-    machine: Machine, own: Config, name: str | None = None
+    machine: Machine, own: Config, name: str | None
 ) -> tuple[list[Finding], list[tuple[str, str]]]:
     """Check the cluster from this host. ``name`` limits the check to one of the cluster's networks.
 

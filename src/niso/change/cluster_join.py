@@ -54,7 +54,7 @@ def membership_of(own: Config, cluster: str, members: int) -> Membership:
 
 
 def init(
-    machine: Machine, host: str, address: str, existing: Reach | None, encrypt: str = ""
+    machine: Machine, host: str, address: str, existing: Reach | None, encrypt: str
 ) -> Membership:
     """Create a cluster with this host as its first host.
 
@@ -143,7 +143,7 @@ def _reach(existing: Reach) -> Reach:
 # --- invite and join ------------------------------------------------------------------------------
 
 
-def invite(machine: Machine, host: str, address: str, renew: bool, member: bool = False) -> str:
+def invite(machine: Machine, host: str, address: str, renew: bool, member: bool) -> str:
     """Return a new invitation, with private keys, by which a host can join the cluster.
 
     With ``renew``, a host that is in the cluster gets new certificates. With ``member``, the host
@@ -186,7 +186,7 @@ def invite(machine: Machine, host: str, address: str, renew: bool, member: bool 
     return invitation.text_of(made)
 
 
-def join(machine: Machine, text: bytes, member: bool | None, encrypt: str = "") -> Membership:
+def join(machine: Machine, text: bytes, member: bool | None, encrypt: str) -> Membership:
     """Join the cluster of an invitation. If this host is in the cluster, renew its certificates.
 
     ``text`` is the invitation. ``member`` is whether to run an etcd member on this host; None means

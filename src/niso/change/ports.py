@@ -35,10 +35,10 @@ def admit(
     service: str,
     wanted: Sequence[PortMapping],
     before: Iterable[PortMapping],
-    keys: Sequence[str] = (),
-    together: frozenset[str] = frozenset(),
-    named: tuple[PortMapping, ...] = (),
-    published: Container[PortMapping] = (),
+    keys: Sequence[str],
+    together: frozenset[str],
+    named: tuple[PortMapping, ...],
+    published: Container[PortMapping],
 ) -> tuple[list[PortMapping], list[PortMapping]]:
     """Check the host ports that a manifest sets, and choose host ports for its other ports.
 

@@ -18,7 +18,7 @@ from niso.base.errors import Conflict, Error, ErrorGroup, flatten
 from niso.base.locks import Lock, locked_services, service_lock
 from niso.base.named_tuples import TYPE_CHECKING, Any
 from niso.base.names import alias, state_id_of
-from niso.base.report import Event, Report, silent
+from niso.base.report import Event, Report
 from niso.change import attach, health_agent, journal, process_record
 from niso.change.targets import excluded
 from niso.kernel import ruleset
@@ -314,7 +314,7 @@ _TRIES = 50
 
 
 def sweep(
-    kernel: Kernel, processes: Processes, report: Report = silent, dry_run: bool = False
+    kernel: Kernel, processes: Processes, report: Report, dry_run: bool
 ) -> tuple[int, Error | None]:
     """Remove everything that niso created in the kernel, for all state folders.
 

@@ -107,9 +107,7 @@ class LoadedService(NamedTuple):
 # --- save -----------------------------------------------------------------------------------------
 
 
-def save(
-    machine: Machine, names: list[str], path: str | None, secrets: bool = False, stop: bool = False
-) -> Saved:
+def save(machine: Machine, names: list[str], path: str | None, secrets: bool, stop: bool) -> Saved:
     """Write services to an archive file, or to standard output if ``path`` is None.
 
     With ``secrets``, the content of their secrets is included. With ``stop``, active services are
@@ -321,9 +319,9 @@ def _describe(
 def load(
     machine: Machine,
     path: str,
-    prefix: str | None = None,
-    owners: Collection[int] | None = None,
-    timeout_s: float = start.TIMEOUT_S,
+    prefix: str | None,
+    owners: Collection[int] | None,
+    timeout_s: float,
 ) -> list[LoadedService]:
     """Load the services of an archive with their volumes, networks and addresses.
 

@@ -291,7 +291,7 @@ def with_followers(store: Store, wanted: Iterable[Target], ending: Iterable[str]
     return sorted(chosen, key=lambda target: target.spec.network.mode == "share")
 
 
-def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[ServiceRow] = ()) -> None:
+def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[ServiceRow]) -> None:
     """Raise Conflict if changed or stopped services leave others without a network namespace.
 
     ``leaving`` are the rows of the services that are stopped.

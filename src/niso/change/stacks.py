@@ -48,9 +48,7 @@ class StackDown(NamedTuple):
     services: tuple[Done, ...]
 
 
-def up(
-    machine: Machine, stack: Stack, timeout_s: float, dry_run: bool = False, replace: bool = False
-) -> StackUp:
+def up(machine: Machine, stack: Stack, timeout_s: float, dry_run: bool, replace: bool) -> StackUp:
     """Apply the stack's file. After an error, all changes are rolled back.
 
     With ``replace``, a stack and services of the same names from other folders are replaced.
@@ -128,9 +126,7 @@ def _in_cluster(
         raise
 
 
-def foreseen(
-    machine: Machine, stack: Stack, replace: bool = False
-) -> tuple[PolicyContext, PolicyContext]:
+def foreseen(machine: Machine, stack: Stack, replace: bool) -> tuple[PolicyContext, PolicyContext]:
     """Return the data from which policies are evaluated, before and after `up`.
 
     `up` is only simulated: nothing changes.

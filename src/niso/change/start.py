@@ -56,7 +56,7 @@ def run(
     machine: Machine,
     changes: list[Change],
     timeout_s: float,
-    after: After | None = None,
+    after: After | None,
     healthy: Callable[[str], object] = lambda _: None,
 ) -> None:
     """Start processes in the order of their dependencies, and wait until all have started.
@@ -97,7 +97,7 @@ def run(
     _Starting(machine, starts, after, healthy).all()
 
 
-def restart(machine: Machine, rows: list[ServiceRow], after: After | None = None) -> None:
+def restart(machine: Machine, rows: list[ServiceRow], after: After | None) -> None:
     """Restart processes of active services and wait for them. ``after`` is as for `run`."""
     starts = [_begins(row, row.require_process(), True, row.healthcheck, TIMEOUT_S) for row in rows]
     _Starting(machine, starts, after or {}).all()

@@ -272,7 +272,7 @@ def plumbing() -> str:
     return head + _list(rows, columns)
 
 
-def group(of: Command, prefix: str = "") -> str:
+def group(of: Command, prefix: str) -> str:
     """Return the help of a group, or only of the actions whose names begin with ``prefix``."""
     columns = width()
     own = f"{of.name} {prefix}".rstrip()
@@ -316,7 +316,7 @@ def command(of: Command) -> str:
     return "\n".join(parts)
 
 
-def usage(of: Command, columns: int, before: str = "") -> str:
+def usage(of: Command, columns: int, before: str) -> str:
     """Return the usage line of a command, after the text ``before``.
 
     A line longer than ``columns`` is wrapped between two arguments or options. The next lines are

@@ -123,7 +123,7 @@ def fenced(store: Store, now: EngineView, own: str) -> list[str]:
     return lost
 
 
-def _present(store: Store, services: Collection[str] | None = None) -> dict[str, ClaimedService]:
+def _present(store: Store, services: Collection[str] | None) -> dict[str, ClaimedService]:
     rows, names = store.across.addresses(services), store.across.called(services)
     return {name: ClaimedService(some, names.get(name, ())) for name, some in rows.items()}
 

@@ -299,7 +299,7 @@ def base_of(store: Store) -> int:
     return (max(known, default=0) // EPOCH + 1) * EPOCH
 
 
-def restore(store: Store, membership: ClusterKeys, own: HostEntry, encryption: str = "") -> Cluster:
+def restore(store: Store, membership: ClusterKeys, own: HostEntry, encryption: str) -> Cluster:
     """Write to an empty etcd all keys that the store of the host ``own`` contains. Returns the
     cluster. Raises Conflict if etcd already has a cluster.
     """

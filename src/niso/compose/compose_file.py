@@ -83,7 +83,7 @@ def _linked(services: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
     return linked
 
 
-def convert(path: str, target: str | None = None) -> ImportedStack:
+def convert(path: str, target: str | None) -> ImportedStack:
     """Convert the compose file at ``path`` to the text of a stack.toml, without writing a file.
 
     ``target`` is the folder in which the stack.toml will be. If it is None, all host paths are

@@ -339,7 +339,7 @@ def _request(
     network: Mapping[str, Any],
     endpoint: Mapping[str, Any],
     id: str,
-    marked: Mapping[str, str] = {},
+    marked: Mapping[str, str],
 ) -> Request:
     """Build the request to attach an endpoint, without ports. A later call publishes its ports.
     ``marked`` are the options in the container's labels. Raises InvalidInput for a wrong option,

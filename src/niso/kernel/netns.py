@@ -51,7 +51,7 @@ def create(name: str, *, alias: str = "") -> None:
     make(name, alias=alias).close()
 
 
-def make(name: str, *, alias: str = "") -> Rtnl:
+def make(name: str, *, alias: str) -> Rtnl:
     """Create the namespace ``name`` with ``lo`` up, and return an rtnetlink socket in it.
 
     The caller closes the socket. ``lo`` gets the ``alias``, which contains the id of the state

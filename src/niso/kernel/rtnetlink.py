@@ -601,7 +601,7 @@ def add(rtnl: Rtnl, rule: str, family: int) -> None:
     rtnl.transact(Message(what, _NEWRULE, netlink.CREATE, body))
 
 
-def delete(rtnl: Rtnl, name: str, family: int, drift: str = "") -> None:
+def delete(rtnl: Rtnl, name: str, family: int, drift: str) -> None:
     """Delete niso's routing rules that `of_niso` returns with this name and this drift."""
     what = f"delete the routing rule '{selector(name)}'"
     for *rule, body in of_niso(rtnl, family):

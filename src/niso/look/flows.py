@@ -536,7 +536,7 @@ def refusal(
     destination: str,
     proto: str,
     port: int | None,
-    direct: bool = False,
+    direct: bool,
 ) -> Reason | None:
     """Return the first check, in the kernel's order, that drops a packet, or None.
 

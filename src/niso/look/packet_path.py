@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Collection, Iterable, Mapping
-from types import MappingProxyType
 
 from niso.base import names
 from niso.base.errors import Error, NotFound, UsageError
@@ -360,7 +359,7 @@ def explain(
     store: Store,
     context: PolicyContext,
     packet: Packet,
-    closed: Mapping[str, Collection[str]] = MappingProxyType({}),
+    closed: Mapping[str, Collection[str]],
 ) -> ExplainedPacket:
     """Return the verdict on a packet, with the nftables objects that enforce the verdict.
 

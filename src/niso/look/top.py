@@ -277,7 +277,7 @@ def growth(before: TopSample, now: TopSample) -> dict[tuple[Key, str], int]:
 
 
 def between(
-    reader: FlowReader, before: TopSample, now: TopSample, moved: Mapping[Key, int] | None = None
+    reader: FlowReader, before: TopSample, now: TopSample, moved: Mapping[Key, int] | None
 ) -> Load:
     """Return the rates of services and flows between two samples.
 

@@ -231,7 +231,7 @@ def _user(text: str) -> str:
 
 
 def applied(
-    data: dict[str, Any], folder: str, owners: Collection[int] | None = None
+    data: dict[str, Any], folder: str, owners: Collection[int] | None
 ) -> tuple[dict[str, Any], Mapping[str, str], tuple[str, ...], tuple[Error, ...]]:
     """Complete a manifest's data with values from its image (package.oci), if it has one.
 

@@ -337,9 +337,9 @@ def carry_out(
     kernel: Kernel,
     store: Store,
     planned: Plan,
-    report: Report = silent,
-    teardown: bool = False,
-    detached: list[str] | None = None,
+    report: Report,
+    teardown: bool,
+    detached: list[str] | None,
 ) -> list[AnyStep]:
     """Execute a plan, and return the executed steps. niso's lock must not be released since `plan`.
 

@@ -191,7 +191,7 @@ def exists(mounts: dict[str, str], path: str) -> bool:
 
 
 def check_working_dir(
-    package: str, rootfs: str | None, working_dir: str, volumes: Sequence[str] = ()
+    package: str, rootfs: str | None, working_dir: str, volumes: Sequence[str]
 ) -> None:
     """Raise `InvalidInput` (key binary.working_dir) if the folder is missing in the service.
 

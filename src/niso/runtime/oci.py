@@ -152,7 +152,7 @@ def config(
     root: str,
     hosts_at: str,
     machine: OciHost,
-    volumes: Sequence[dict[str, Any]] = (),
+    volumes: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
     """Return the OCI configuration of a service, the content of config.json.
 

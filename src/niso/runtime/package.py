@@ -57,9 +57,7 @@ syncfs(2) flushes the file system.
 """
 
 
-def fingerprint(
-    folder: str, excluded: Excluded, contents: Contents, manifest: str | None = None
-) -> str:
+def fingerprint(folder: str, excluded: Excluded, contents: Contents, manifest: str | None) -> str:
     """Return the fingerprint of a package folder, 64 hexadecimal digits.
 
     The paths in ``excluded`` are left out. The manifest is left out too: its changes are applied
@@ -89,8 +87,8 @@ def copy(
     excluded: Excluded,
     digest: str,
     contents: Contents,
-    manifest: str | None = None,
-    spec: ServiceSpec | None = None,
+    manifest: str | None,
+    spec: ServiceSpec | None,
 ) -> str:
     """Copy a package folder to the state folder, and return the path of the copy.
 

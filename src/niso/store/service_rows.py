@@ -381,7 +381,7 @@ class ServiceRows(Rows):
 
     # --- leases -----------------------------------------------------------------------------------
 
-    def leases(self, network: str, family: int = 4) -> list[tuple[str, str, bool]]:
+    def leases(self, network: str, family: int) -> list[tuple[str, str, bool]]:
         """Return (address, service, is active) for a network's reserved addresses, sorted."""
         rows = self._run(
             "SELECT address, service, active FROM lease JOIN service s ON s.name=lease.service"
