@@ -367,10 +367,6 @@ class FakeHost:
 # --- fake tables ---------------------------------------------------------------------------------
 
 
-if TYPE_CHECKING:
-    pass
-
-
 def refuse_unless(so: bool, number: int, what: object) -> None:
     """Raise KernelError with an errno unless a condition holds."""
     if not so:

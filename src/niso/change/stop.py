@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from niso.base import paths
 from niso.base.errors import Error
 from niso.base.locks import Lock
-from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import netns
 from niso.base.report import Forgetting, Stopping
 from niso.change.scope import all_names, concerned, in_use, with_remotes
@@ -25,10 +24,6 @@ from niso.runtime.machine import Machine
 from niso.store.service_rows import Deployed, ServiceRow
 from niso.store.snapshots import Scope
 from niso.store.store import Store
-
-if TYPE_CHECKING:
-    pass
-
 
 Needs = Mapping[str, Iterable[str]]
 """Maps a service to its dependencies, which are stopped after the service."""
@@ -99,14 +94,22 @@ def forget(machine: Machine, services: list[str], with_volumes: bool = False) ->
                 where = error.filename or folder
                 raise Error(f"cannot delete {where}: {error.strerror}", service=name)
     with Lock():
-        scope = concerned(store, services)
-        scope = scope._replace(names=tuple(sorted(all_names(store, scope))))
-        scope = with_remotes(store, scope)
+        scope = _to_forget(store, concerned(store, services))
         with change(kernel, store, scope, machine.report, teardown=True):
-            for name in services:
-                store.forget(name)
-                store.end_intent(name)
-            store.drop_implicit_networks(scope.networks or ())
+            _forget_rows(store, services, scope)
+
+
+def _to_forget(store: Store, scope: Scope) -> Scope:
+    """Return the scope extended by policies that name its services, and will match nothing."""
+    return with_remotes(store, scope._replace(names=tuple(sorted(all_names(store, scope)))))
+
+
+def _forget_rows(store: Store, services: Iterable[str], scope: Scope) -> None:
+    """Delete all rows of services, and implicit networks that then have no services."""
+    for name in services:
+        store.forget(name)
+        store.end_intent(name)
+    store.drop_implicit_networks(scope.networks or ())
 
 
 def stop_timers(machine: Machine, services: list[str]) -> None:
@@ -222,9 +225,9 @@ def withdraw(
     """Record services as inactive and remove their networks.
 
     With ``ends``, records of changes in progress (intents) are deleted. With ``forgets``, all rows
-    of the services are deleted. With ``keep_forwards``, ports of `niso port-forward` are published
-    again at the next activation. ``began`` is the start of the command as a Unix time. If it is
-    given, the stop is recorded for `niso history`. Raises Error. After an error nothing is
+    of the services are deleted as well. With ``keep_forwards``, ports of `niso port-forward` are
+    published again at the next activation. ``began`` is the start of the command as a Unix time. If
+    it is given, the stop is recorded for `niso history`. Raises Error. After an error nothing is
     recorded, and the call can be repeated.
     """
     store, kernel = machine.store, machine.kernel
@@ -232,22 +235,18 @@ def withdraw(
     links: list[str] = []
     with Lock():
         scope = scope_of(store, rows)
-        if forgets:  # policies that name these services will match nothing
-            scope = scope._replace(names=tuple(sorted({*scope.names, *all_names(store, scope)})))
-            scope = with_remotes(store, scope)
+        scope = _to_forget(store, scope) if forgets else scope
         with change(kernel, store, scope, machine.report, teardown=True, detached=links):
             deactivate_rows(machine, rows, keep_forwards)
             if began is not None:
                 own = [row for row in rows if not row.is_attachment]
                 fronts = [row for row in own if store.instances.get(row.name) is None]
                 record(store, fronts, began, "stopped")
-            for row in rows:
-                if forgets:
-                    store.forget(row.name)
-                if ends or forgets:
-                    store.end_intent(row.name)
             if forgets:
-                store.drop_implicit_networks(scope.networks or ())
+                _forget_rows(store, (row.name for row in rows), scope)
+            elif ends:
+                for row in rows:
+                    store.end_intent(row.name)
     kernel.delete_detached(links)
 
 
