@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from cni_driver import Plugin
 from conftest import Lab
-from services import BUSYBOX, idle, inspect, on
+from services import idle, inspect, on
 
 COUNT = """\
 import socket, sys
@@ -68,50 +67,32 @@ def test_bandwidth_of_services(lab: Lab) -> None:
     # 64 KB pass at once or wait
     assert 20 < sent(lab, "web", "api") < 100
     pid = inspect(lab, "api")["pid"]
-    done = lab.niso(
-        "activate", "-v", idle(lab, "api", network=on("niso-default", bandwidth={"out": "2M"}))
-    )
+    network = on("niso-default", bandwidth={"out": "2M"})
+    done = lab.niso("activate", "-v", idle(lab, "api", network=network))
     assert "tc -n niso-api qdisc replace dev eth0 root tbf rate 2000000bit" in done.stderr
     assert limits(lab, "api") == [("noqueue", 0), ("tbf", 2_000_000)]
     assert inspect(lab, "api")["pid"] == pid
     lab.niso("net", "check")
     lab.niso("activate", idle(lab, "api", network=on("niso-default")))
     assert limits(lab, "api") == [("noqueue", 0)] * 2
-    wrong = lab.niso(
-        "activate",
-        idle(lab, "bad", network=on("niso-default", bandwidth={"in": "1k", "up": "1M"})),
-        check=False,
-    )
-    assert "network.bandwidth.in" in wrong.stderr and "network.bandwidth.up" in wrong.stderr
 
 
 def test_bandwidth_of_attachments(lab: Lab) -> None:
     """By the command, which names the step that a kernel without the queue refuses, and by CNI."""
     lab.niso("net", "attach", "box", "--new", "--bandwidth", "in=10M,out=1M")
     assert limits(lab, "box") == [("tbf", 10**7), ("tbf", 10**6)]
-    assert lab.niso(
-        "net", "attach", "box", "--new", "--bandwidth", "out=1M,in=10M"
-    ).stdout.startswith("box: unchanged")
+    again = lab.niso("net", "attach", "box", "--new", "--bandwidth", "out=1M,in=10M")
+    assert again.stdout.startswith("box: unchanged")
     lab.run("tc", "-n", "niso-box", "qdisc", "del", "dev", "eth0", "root")
     assert "bandwidth of niso-box eth0" in lab.niso("net", "check", check=False).stdout
     lab.niso("net", "repair")
     assert limits(lab, "box") == [("tbf", 10**7), ("tbf", 10**6)]
     lab.niso("net", "attach", "box", "--new")
     assert limits(lab, "box") == [("noqueue", 0)] * 2
-    for wrong in ("up=1M", "in=1", "in"):
-        assert (
-            lab.niso("net", "attach", "box", "--new", "--bandwidth", wrong, check=False).returncode
-            == 2
-        )
     lab.run("ip", "netns", "add", "pod")
-    config: dict[str, Any] = {
-        "name": "pods",
-        "type": "niso-cni",
-        "capabilities": {"bandwidth": True},
-    }
-    plugin = Plugin(
-        lab, f"{lab.environment['PATH'].partition(':')[0]}/niso-cni", config, ("1.0.0",)
-    )
+    config = {"name": "pods", "type": "niso-cni", "capabilities": {"bandwidth": True}}
+    path = f"{lab.environment['PATH'].partition(':')[0]}/niso-cni"
+    plugin = Plugin(lab, path, config, ("1.0.0",))
     pod = {"CONTAINERID": "c1", "NETNS": "/run/netns/pod", "IFNAME": "eth0"}
     given = {"ingressRate": 8_000_000, "ingressBurst": 4294967295, "egressRate": 0}
     answer = plugin.call("ADD", extra={"runtimeConfig": {"bandwidth": given}}, **pod)
@@ -119,4 +100,3 @@ def test_bandwidth_of_attachments(lab: Lab) -> None:
     assert limits(lab, "c1") == [("tbf", 8_000_000), ("noqueue", 0)]
     lab.niso("net", "check")
     assert plugin.call("DEL", **pod).status == 0
-    assert lab.run(BUSYBOX, "true").returncode == 0

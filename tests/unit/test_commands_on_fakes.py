@@ -656,3 +656,11 @@ def test_command_for_many_services_has_files_for_their_locks(world: World) -> No
             assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 2 * len(names)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_wrong_bandwidth_is_refused(world: World) -> None:
+    network = {"bandwidth": {"in": "1k", "up": "1M"}}
+    said = world.refused("activate", world.package("bad", network=network))
+    assert "network.bandwidth.in" in said and "network.bandwidth.up" in said
+    for wrong in ("up=1M", "in=1", "in"):
+        assert world.refused("net", "attach", "box", "--new", "--bandwidth", wrong, status=2)

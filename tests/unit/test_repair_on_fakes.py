@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -163,3 +164,42 @@ def test_lock_of_a_service_that_goes_while_it_is_repaired_goes_too(
     monkeypatch.setattr(journal, "locked", locked)
     repair.repair_all(world.machine)
     assert locked_services() == set()
+
+
+@pytest.mark.parametrize(
+    ("column", "text"), [("spec", "{}"), ("manifest", "x"), ("manifest", "{}")]
+)
+def test_damaged_row_is_named_and_keeps_no_other_service_from_anything(
+    world: World, column: str, text: str
+) -> None:
+    def damage() -> None:
+        with sqlite3.connect(paths.database()) as db:
+            db.execute(f"UPDATE service SET {column}=? WHERE name='c'", (text,))
+        world.reopen()
+
+    package = world.package("c", network={"network": "back", "ports": ["8080:80"]})
+    world.niso("activate", package, world.package("d"))
+    damage()
+    named = world.niso("net", "check", check=False)
+    assert (named.returncode, named.stdout) == (1, "different: store: service of service 'c'\n")
+    rows = json.loads(world.niso("ps", "--json").stdout)
+    assert {row["service"]: row["status"] for row in rows} == {"c": "running", "d": "running"}
+    others = (("restart", "d"), ("activate", world.package("e")), ("net", "create", "more"))
+    for command in (*others, ("remove", "e"), ("net", "remove", "more")):
+        assert "defect" not in world.niso(*command).stderr
+    hint = f"hint: niso activate {package}"
+    if (column, text) != ("manifest", "{}"):
+        assert hint in world.refused("inspect", "c")
+    done = world.niso("net", "repair", check=False)
+    if column == "spec":  # the running service has it too
+        assert (done.returncode, done.stdout) == (0, "repaired: 1 step\n")
+    else:
+        assert done.returncode == 1
+        assert "service 'c': its record in the store is damaged" in done.stderr
+        assert hint in done.stderr
+        world.niso("activate", package)
+    world.assert_whole()
+    damage()
+    world.niso("deactivate", "c")
+    world.niso("remove", "c")
+    world.assert_whole()
