@@ -21,6 +21,7 @@ import errno
 import os
 from _thread import allocate_lock
 from collections.abc import Iterable
+from functools import cache
 from itertools import pairwise
 
 from niso.base import paths
@@ -48,6 +49,7 @@ class signals_blocked:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
 
 
+@cache
 def numbers() -> dict[str, int]:
     """Return the numbers of all signals by name, such as ``SIGTERM``, sorted by name."""
     names = sorted(name for name in vars(signal) if name.startswith("SIG") and name[3] != "_")

@@ -47,16 +47,17 @@ def deactivate(
         stop.stop_timers(machine, named)
     recover(machine, services)
     with locked(store, services):
-        for name in () if keep_forwards else services:
-            store.require_known(name)
-        rows = [store.service(name) for name in services]
+        rows = [
+            store.service(name) if keep_forwards else store.require_known(name) for name in services
+        ]
         active = [row.name for row in rows if row is not None and row.active]
         began = time.time()
         begin(store, active, "stop" if keep_forwards else "deactivate")
         _leave_others(machine, active)
         errors = stop.finish(machine, active, True, keep_forwards, needs, began=began)
-        left = [row for name in named if (row := store.service(name)) is not None and row.active]
-        if errors and left:
+        if errors:
+            known = (store.service(name) for name in named)
+            left = [row for row in known if row is not None and row.active]
             with Lock(), store.transaction():
                 stop.record(store, left, began, "failed", errors[0])
         idle = [name for name in services if name not in active and store.forwards(name)]
@@ -80,9 +81,9 @@ def _leave_others(machine: Machine, services: list[str]) -> None:
 
 def _stop_units(machine: Machine, services: list[str]) -> None:
     units = machine.processes.units
-    for name in services:
+    for name in services if units.booted() else ():
         row = machine.store.service(name)
-        if row is not None and row.enabled and row.mode == "front" and units.booted():
+        if row is not None and row.enabled and row.mode == "front":
             units.stop([name])
 
 

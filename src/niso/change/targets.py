@@ -95,6 +95,11 @@ def still_so(store: Store, target: Target) -> Target:
         return target
     if target.again or target.pinned:
         return target
+    row = store.service(target.name)
+    if row is not None and row.service == target.spec:
+        files = target.files._replace(folder=row.package, rootfs=row.rootfs)
+        if (row.manifest_path, files) == (target.manifest_path, target.files):
+            return target  # its files were checked just before
     return _find_target(store, store.resolve(target.name))._replace(take=target.take)
 
 

@@ -358,7 +358,8 @@ def _remove_below(top: str) -> bool:
     except OSError:
         for folder, _, _ in os.walk(top, topdown=False):
             remove_empty(folder)
-    return not os.path.exists(top)
+        return not os.path.exists(top)
+    return True
 
 
 def remove_with_parent(path: str) -> None:
