@@ -350,11 +350,12 @@ class _Activation:
     def outcomes(self, changes: list[Change], changed: set[str]) -> list[Outcome]:
         """Return one outcome per service. A changed instance counts as a change of its service."""
         changed = {name.partition(".")[0] for name in changed}
-        return [
-            _outcome(self._store, done, done.name in changed)
-            for done in changes
-            if done.target.instance is None
-        ]
+        with self._store.reading():
+            return [
+                _outcome(self._store, done, done.name in changed)
+                for done in changes
+                if done.target.instance is None
+            ]
 
     def release_claims(self, changes: list[Change]) -> None:
         """Report stopped services, and services whose claims must change, to the cluster."""

@@ -420,7 +420,9 @@ def _activate(
     if not names:
         return []
     try:
-        return activate.activate(machine, find_targets(machine.store, names), timeout_s)
+        with machine.store.reading():
+            targets = find_targets(machine.store, names)
+        return activate.activate(machine, targets, timeout_s)
     except Error as error:
         if len(names) == 1:
             errors += [_naming(names[0], one) for one in flatten(error)]

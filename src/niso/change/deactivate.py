@@ -47,9 +47,9 @@ def deactivate(
         stop.stop_timers(machine, named)
     recover(machine, services)
     with locked(store, services):
-        rows = [
-            store.service(name) if keep_forwards else store.require_known(name) for name in services
-        ]
+        find = store.service if keep_forwards else store.require_known
+        with store.reading():
+            rows = [find(name) for name in services]
         active = [row.name for row in rows if row is not None and row.active]
         began = time.time()
         begin(store, active, "stop" if keep_forwards else "deactivate")

@@ -286,7 +286,8 @@ def with_followers(store: Store, wanted: Iterable[Target], ending: Iterable[str]
 
     Services with their own namespaces come first.
     """
-    chosen = [targets.still_so(store, target) for target in wanted]
+    with store.reading():
+        chosen = [targets.still_so(store, target) for target in wanted]
     chosen += [targets.from_store(store, name) for name in followers(store, chosen, ending)]
     return sorted(chosen, key=lambda target: target.spec.network.mode == "share")
 

@@ -51,7 +51,8 @@ def finish(
     this case no service is recorded as stopped, and the call can be repeated.
     """
     store = machine.store
-    rows = [row for name in services if (row := store.service(name)) is not None]
+    with store.reading():
+        rows = [row for name in services if (row := store.service(name)) is not None]
     if not rows:
         return []
     errors = stop(machine, rows, needs or {})
@@ -287,5 +288,6 @@ def scope_of(store: Store, rows: Iterable[ServiceRow]) -> Scope:
     """Return the scope of a change that removes the networks of services."""
     rows = list(rows)
     # the name of a service that shares a namespace resolves only while it is active
-    shared = store.names_with(store.with_companions(row.name for row in rows if row.provider))
-    return concerned(store, (row.name for row in rows), names=shared)
+    with store.reading():
+        shared = store.names_with(store.with_companions(row.name for row in rows if row.provider))
+        return concerned(store, (row.name for row in rows), names=shared)

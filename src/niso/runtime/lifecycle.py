@@ -127,9 +127,10 @@ def terminate(service: str) -> int:
         return -1
     signals.hit(f"ask the process of {service} to end")
     units.add_stand_in(service, status.conmon(service))
-    for bundle in status.bundles(folder):
+    bundles = status.bundles(folder)
+    for bundle in bundles:
         _touch(f"{bundle}/{status.STOPPING}")
-    for bundle in status.bundles(folder):
+    for bundle in bundles:
         pid = crun.read_pid(f"{bundle}/pid")
         pidfd = crun.open_in_service(service, pid)
         if pidfd >= 0 and crun.is_init(pid):
