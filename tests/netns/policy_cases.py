@@ -11,12 +11,7 @@ from typing import Any, NamedTuple
 
 PORTS = (80, 81)
 PROTOCOLS = ("tcp", "udp", "sctp")
-NETWORKS = {
-    "s1": "backend",
-    "s2": "backend",
-    "s3": "backend",
-    "s4": "frontend",
-}
+NETWORKS = {"s1": "backend", "s2": "backend", "s3": "backend", "s4": "frontend"}
 PEERS = ("s2", "s3", "s4", "client")
 BACK = ("s1>s2", "s1>s3")
 EVERYBODY = (*PEERS, *BACK)

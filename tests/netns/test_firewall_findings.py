@@ -337,9 +337,7 @@ table ip zones {
 """
 
 
-def test_forwarding_that_another_program_has_asked_for_since_is_told_and_stays_on(
-    lab: Lab,
-) -> None:
+def test_forwarding_that_another_program_has_asked_for_since_is_told_and_stays_on(lab: Lab) -> None:
     forwarding = ("sysctl", "-n", "net.ipv4.ip_forward")
     lab.run("sysctl", "-qw", "net.ipv4.ip_forward=0")
     lab.niso("activate", echo(lab, "api", network=on("backend")))

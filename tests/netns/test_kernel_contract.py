@@ -107,10 +107,7 @@ CASES: dict[str, tuple[AnyStep, ...]] = {
     "route without an address": (*LINKS, *add(WAY)),
     "route without an address, IPv6": (*LINKS, *add(WAY6)),
     "route twice": (*LINKS, *add(OWN, WAY, WAY)),
-    "another route to one place": (
-        *LINKS,
-        *add(OWN, WAY, WAY._replace(gateway="10.99.0.9")),
-    ),
+    "another route to one place": (*LINKS, *add(OWN, WAY, WAY._replace(gateway="10.99.0.9"))),
     "route that is not there goes": (*LINKS, *delete(WAY)),
     "permanent neighbours": (*WHOLE, *add(KNOWN, GATEWAY, GATEWAY6)),
     "they go": (*WHOLE, *add(KNOWN, GATEWAY), *delete(KNOWN, GATEWAY, GATEWAY)),

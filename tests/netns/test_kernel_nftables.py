@@ -15,15 +15,7 @@ from niso.base.errors import KernelError
 from niso.kernel import conntrack, netlink, netns, ruleset
 from niso.kernel.kinds.nft import owner
 from niso.kernel.libnftables import Nft
-from niso.kernel.nft_elements import (
-    HEADERS,
-    Atoms,
-    Element,
-    Header,
-    Nfnetlink,
-    declared,
-    written,
-)
+from niso.kernel.nft_elements import HEADERS, Atoms, Element, Header, Nfnetlink, declared, written
 from niso.plan import elements as plan_elements
 
 # container: its definition, and its elements as nft writes them -> (value, comment)
@@ -262,13 +254,7 @@ def listed() -> list[str]:
 @throw_away_host
 def test_get_and_elements_manage_thousands() -> None:
     expected = [
-        Element(
-            "inet t",
-            "m",
-            ("tcp", number),
-            (f"10.99.{number % 250}.2", number),
-            f"svc{number}",
-        )
+        Element("inet t", "m", ("tcp", number), (f"10.99.{number % 250}.2", number), f"svc{number}")
         for number in range(1, 10_001)
     ]
     nft(

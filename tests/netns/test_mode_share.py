@@ -46,10 +46,7 @@ def test_share_is_the_providers_network_names_and_addresses(lab: Lab) -> None:
     assert lives_in(lab, "side") == lives_in(lab, "api") == namespace(lab, "api")
     assert sorted(
         name for name in os.listdir(lab.path("/run/netns")) if name.startswith("niso-")
-    ) == [
-        "niso-api",
-        "niso-peer",
-    ]
+    ) == ["niso-api", "niso-peer"]
     at = address(lab, "api")
     own = ["web.niso.local", "web", "api.niso.local", "api", "side.niso.local", "side"]
     for service in ("api", "side", "peer"):
@@ -214,9 +211,7 @@ for _ in range(int(sys.argv[2])):
 """
 
 
-def test_provider_that_is_restarted_often_never_moves_its_sharers_listener(
-    lab: Lab,
-) -> None:
+def test_provider_that_is_restarted_often_never_moves_its_sharers_listener(lab: Lab) -> None:
     lab.niso("activate", idle(lab, "api", network=on("backend")), side(lab))
     talk = lab.popen("/usr/bin/busybox", "nc", HOST, str(SHARED), stdin=-1, netns="client")
     assert talk.stdin and talk.stdout

@@ -91,11 +91,7 @@ def test_learn_write_activate(lab: Lab) -> None:
     text = lab.niso("net", "learn", "db").stdout
     assert '# "mute:80/tcp",' in text and tomllib.loads(text)["network"]["policy"][
         "allow_from"
-    ] == [
-        "api:80/tcp",
-        "dns:53/udp",
-        "six:80/tcp",
-    ]
+    ] == ["api:80/tcp", "dns:53/udp", "six:80/tcp"]
 
 
 STACK = f"""\

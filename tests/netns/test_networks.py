@@ -9,14 +9,7 @@ import time
 
 import snapshots
 from conftest import Lab
-from services import (
-    CLIENT,
-    address,
-    idle,
-    on,
-    refused,
-    subnets,
-)
+from services import CLIENT, address, idle, on, refused, subnets
 from wire import ALL, HAZELCAST, MDNS, MDNS6, Ears, Wire
 
 

@@ -8,17 +8,7 @@ from collections.abc import Iterator
 import pytest
 from conftest import Lab, assert_whole
 from port_rows import end, everything, unchanged
-from services import (
-    CLIENT,
-    HOST,
-    answer,
-    ask,
-    echo,
-    idle,
-    listen,
-    on,
-    refused,
-)
+from services import CLIENT, HOST, answer, ask, echo, idle, listen, on, refused
 from talkers import speaker, start
 
 HELD = ("8080:80", "8000-8010:8000-8010", "127.0.0.1:5432:81", "192.0.2.1:8443:443")

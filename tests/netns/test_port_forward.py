@@ -10,15 +10,7 @@ import pytest
 import snapshots
 from conftest import Lab, assert_whole
 from generations import Generations
-from services import (
-    CLIENT,
-    HOST,
-    address,
-    answer,
-    ask,
-    pid_of,
-    process_below,
-)
+from services import CLIENT, HOST, address, answer, ask, pid_of, process_below
 from talkers import Conversation, Load, speaker, start
 from wire import Wire
 

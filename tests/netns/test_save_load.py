@@ -38,10 +38,7 @@ def town(lab: Lab) -> None:
     lab.write("/tmp/token", "s3cret\n")
     lab.run("chmod", "600", "/tmp/token")
     first = idle(lab, "first", network=on("back"))
-    more = {
-        "volumes": {"data": {"mount": "/data"}},
-        "secrets": {"token": {"file": "/tmp/token"}},
-    }
+    more = {"volumes": {"data": {"mount": "/data"}}, "secrets": {"token": {"file": "/tmp/token"}}}
     api = idle(lab, "api", network={**BACK, "ports": ["8080:80"]})
     lab.niso("activate", first, echo(lab, "db", network=BACK, **more), api)
     # a later change of the policy needs no restart

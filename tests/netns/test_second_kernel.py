@@ -47,11 +47,7 @@ try:
 except OSError as error:
     print("failed:", error, flush=True)
 """
-KINDS = {
-    "sctp": (socket.SOCK_STREAM, 132),
-    "udplite": (socket.SOCK_DGRAM, 136),
-    "dccp": (6, 33),
-}
+KINDS = {"sctp": (socket.SOCK_STREAM, 132), "udplite": (socket.SOCK_DGRAM, 136), "dccp": (6, 33)}
 """The type and the protocol of a socket."""
 
 

@@ -8,15 +8,7 @@ from typing import Any
 
 import snapshots
 from conftest import Lab
-from services import (
-    HOST,
-    address,
-    idle,
-    package,
-    pid_of,
-    ps,
-    refused,
-)
+from services import HOST, address, idle, package, pid_of, ps, refused
 from stack_world import members, needs, server, service, write
 from test_deploy import SERVER as DEPLOYED
 from test_deploy import Load
@@ -122,7 +114,7 @@ def test_stack_of_services_with_instances(lab: Lab) -> None:
     for action in ("status", "ps"):
         rows = json.loads(lab.niso("stack", action, folder, "--json").stdout)
         assert {row["service"]: row["status"] for row in rows} == {
-            **{"api": "2/2 running", "web": "2/2 running", "cli": "running"},
+            **{"api": "2/2 running", "web": "2/2 running", "cli": "running"}
         }
     first = instances(lab)
     assert sorted(first) == ["api.1", "api.2", "web.1", "web.2"]

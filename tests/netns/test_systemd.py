@@ -12,17 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import Lab, assert_whole
-from machine import (
-    DEAD,
-    FAILED,
-    RUNNING,
-    Machine,
-    enabled,
-    is_followed,
-    needs_systemd,
-    pids,
-    row,
-)
+from machine import DEAD, FAILED, RUNNING, Machine, enabled, is_followed, needs_systemd, pids, row
 from services import answer, ask, echo, on, package
 
 pytestmark = needs_systemd

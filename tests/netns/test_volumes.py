@@ -27,12 +27,7 @@ def test_named_volume_belongs_to_the_service_and_outlives_it(lab: Lab, rootfs: b
     lab.niso("activate", folder)
     assert sh(
         lab, "api", "echo one >/data/deep/file; stat -c '%a %u %g' /data/deep; id -u"
-    ).split() == [
-        "700",
-        "1900000000",
-        "1900000000",
-        "1900000000",
-    ]
+    ).split() == ["700", "1900000000", "1900000000", "1900000000"]
     assert lab.run("stat", "-c", "%a %u", f"{KEPT}/api/data").stdout == "700 1900000000\n"
     assert lab.run("stat", "-c", "%a %u", f"{KEPT}/api").stdout == "700 0\n"
     lab.niso("restart", "api")
