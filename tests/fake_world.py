@@ -177,7 +177,7 @@ class World:
             for module in (main, session):  # what was written belongs to the user of the tests
                 patch.setattr(module, "os", AS_ROOT)
             # flows of the machine, which another change may affect
-            patch.setattr(flows, "remembered", lambda *_: flows.Memory((), (), {}))
+            patch.setattr(flows, "remembered", lambda *_, **__: flows.Memory((), (), {}))
             patch.setenv("SUDO_UID", str(os.getuid()))
             patch.setenv("NISO_TRACEBACK", "1")  # an exception that is no Error fails the test
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

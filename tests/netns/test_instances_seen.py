@@ -243,16 +243,6 @@ def all_answer(lab: Lab) -> set[str]:
     return {answer.split()[0] for answer in asked(lab, "niso-cli", addresses(lab, "web")[0], 80)}
 
 
-def test_inspect_tells_instances_and_their_service(front: Lab) -> None:
-    found = shown(front, "inspect", "web")
-    states = [(one["service"], one["state"], one["version"]) for one in found["instances"]]
-    assert states == [(f"web.{n}", "serving", 1) for n in (1, 2, 3)]
-    assert found["front"] is None and found["netns"] is None and found["health"] == "healthy"
-    one = shown(front, "inspect", "web.2")
-    assert one["front"] == "web" and [i["service"] for i in one["instances"]] == ["web.2"]
-    assert shown(front, "inspect", "cli")["instances"] == []
-
-
 def test_check_and_ps_say_that_no_process_watches_and_repair_starts_it(front: Lab) -> None:
     front.wait_for(lambda: agents(front), 10)
     time.sleep(5)  # a command that has just started the agent is not accused
@@ -273,39 +263,6 @@ def test_check_and_ps_say_that_no_process_watches_and_repair_starts_it(front: La
     front.niso("net", "repair")
     front.wait_for(lambda: agents(front), 10)
     front.wait_for(lambda: "health" not in front.niso("ps").stderr, 10)
-
-
-def test_check_names_missing_and_lingering_instances(front: Lab) -> None:
-    sql(front, "UPDATE instance SET state='leaving', since=since-30 WHERE service='web.2'")
-    told = front.niso("net", "check", check=False).stderr
-    assert "2 of 3 instances of web serve" in told and "leaving" not in told
-    sql(front, "UPDATE instance SET since=since-60 WHERE service='web.2'")
-    told = front.niso("net", "check", check=False).stderr
-    assert "web.2 has been leaving since 20" in told and "niso net repair" in told
-    sql(front, "UPDATE instance SET state='serving' WHERE service='web.2'")
-    assert front.niso("net", "check").stderr == ""
-    link = ("ip", "link", "set", "eth0", "mtu")
-    front.run(*link, "1400", netns="niso-web.2")
-    for name, status in (("web", 1), ("web.2", 1), ("web.1", 0), ("cli", 0), ("web.9", 2)):
-        done = front.niso("net", "check", name, check=False)
-        assert done.returncode == status, (name, done.stdout)
-    front.run(*link, "1500", netns="niso-web.2")
-    front.niso("net", "check", "web")
-
-
-@pytest.mark.parametrize("lost", ["web.2", None])
-def test_a_lost_row_of_an_instance_is_found_and_restored(front: Lab, lost: str | None) -> None:
-    before = shown(front, "inspect", "web")["instances"]
-    answering = all_answer(front)
-    sql(front, "DELETE FROM instance" + (f" WHERE service='{lost}'" if lost else ""))
-    told = front.niso("net", "check", check=False)
-    assert told.returncode == 1 and "instance of service 'web.2'" in told.stdout
-    assert all_answer(front) == answering
-    front.niso("net", "repair")
-    assert front.niso("net", "check").returncode == 0
-    after = shown(front, "inspect", "web")["instances"]
-    assert [one | {"since": ""} for one in after] == [one | {"since": ""} for one in before]
-    assert all_answer(front) == answering
 
 
 def test_repair_of_a_flushed_ruleset_keeps_service_addresses_and_connections(front: Lab) -> None:

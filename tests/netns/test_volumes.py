@@ -359,21 +359,6 @@ def test_mounts_of_volumes_are_private_and_without_setuid_and_devices(lab: Lab) 
         assert "noexec" not in mount.split(" ")[5]
 
 
-def test_path_of_the_host_that_is_not_there_is_told_before_anything_changes(lab: Lab) -> None:
-    folder = with_volumes(lab, "api", data={"mount": "/data", "host": "/tmp/nowhere"})
-    said = refused(lab, "activate", folder)
-    assert (
-        f"niso: {folder}/manifest.toml: volumes.data.host: '/tmp/nowhere' does not exist on the host"
-        in said
-    )
-    assert "hint: mkdir -p /tmp/nowhere" in said
-    lab.run("mkdir", "/tmp/nowhere")
-    lab.niso("activate", folder)
-    lab.run("rmdir", "/tmp/nowhere")
-    said = refused(lab, "restart", "api")
-    assert "niso: api: volumes.data.host: /tmp/nowhere is gone, it was the folder" in said
-
-
 def test_volume_of_a_hostile_shape_is_removed(lab: Lab) -> None:
     """Nested deeper than there are descriptors, and immutable."""
     script = """

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fake_world import World
 
 import niso
 from niso.base import paths
@@ -582,3 +583,44 @@ def test_check_prints_one_line_for_many_objects_of_a_kind() -> None:
     assert short[1:] == [one.text for one in rest]
     assert list(_lines([*chains, *rest], every=True)) == [one.text for one in (*chains, *rest)]
     assert list(_lines(chains[:10], every=False)) == [one.text for one in chains[:10]]
+
+
+def test_options_that_metrics_flows_and_graphs_cannot_use(world: World) -> None:
+    for name in ("host", "none"):
+        world.activate(world.package(f"in-{name}", network={"mode": name}))
+    for words in (
+        ("metrics", "--listen", "db:1"),
+        ("metrics", "--inetd"),
+        ("metrics", "--flows", "-1"),
+        ("metrics", "--inetd", "--listen", "1"),
+        ("net", "graph", "--format", "gif"),
+        ("net", "graph", "-o", "/gone/x"),
+        ("net", "graph", "--declared", "--since", "1h"),
+        ("net", "flows", "nobody"),
+        ("net", "flows", "--since", "yesterday"),
+        ("net", "flows", "in-host"),
+        ("net", "flows", "-f", "in-none"),
+    ):
+        done = world.niso(*words, check=False)
+        assert done.returncode in (1, 2) and not done.stdout, (words, done)
+        assert "\n  hint: " in done.stderr, (words, done)
+        assert "in-" not in words[-1] or "has mode" in done.stderr
+    declared = world.niso("net", "graph", "--declared").stdout
+    assert 'n_in_host["in-host"]' in declared and 'n_in_none["in-none"]' in declared
+
+
+def test_path_of_the_host_that_is_not_there_is_told_before_anything_changes(
+    world: World, tmp_path: pathlib.Path
+) -> None:
+    host = tmp_path / "nowhere"
+    folder = world.package("api", volumes={"data": {"mount": "/data", "host": str(host)}})
+    said = world.refused("activate", folder)
+    assert said == (
+        f"niso: {folder}: volumes.data.host: '{host}' does not exist on the host\n"
+        f"  hint: mkdir -p {host}\n"
+    )
+    host.mkdir()
+    world.niso("activate", folder)
+    host.rmdir()
+    said = world.refused("restart", "api")
+    assert f"niso: api: volumes.data.host: {host} is gone, it was the folder" in said

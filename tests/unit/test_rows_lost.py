@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_world import World
@@ -156,3 +159,43 @@ def test_network_that_is_lost_is_named(world: World) -> None:
         hint="niso net create front --subnet CIDR, with the prefix of the address of niso-front",
     ):
         store_defects.find_defects(world.kernel, world.store)
+
+
+def test_instances_that_are_lost_or_linger_are_named_and_restored(tmp_path: Path) -> None:
+    with World(tmp_path) as world:
+        tables = {"service": {"replicas": 3}, "healthcheck": {"command": ["true"]}}
+        deploy = {"monitor": "0s", "drain": "0s"}
+        network = {"network": "backend"}
+        web = world.package("web", network=network, deploy=deploy, **tables)
+        world.activate(web, world.package("cli", network=network))
+
+        def shown(name: str) -> Any:
+            return json.loads(world.niso("inspect", name, "--json").stdout)
+
+        def states() -> list[tuple[str, str, int]]:
+            rows = shown("web")["instances"]
+            return [(one["service"], one["state"], one["version"]) for one in rows]
+
+        whole = [(f"web.{n}", "serving", 1) for n in (1, 2, 3)]
+        assert states() == whole and shown("cli")["instances"] == []
+        assert (shown("web")["front"], shown("web")["netns"]) == (None, None)
+        assert shown("web.2")["front"] == "web"
+        assert [one["service"] for one in shown("web.2")["instances"]] == ["web.2"]
+
+        def checked(statement: str) -> subprocess.CompletedProcess[str]:
+            world.store._db.execute(statement)
+            return world.niso("net", "check", check=False)
+
+        said = checked("UPDATE instance SET state='leaving', since=since-30 WHERE service='web.2'")
+        assert "2 of 3 instances of web serve" in said.stderr and "leaving" not in said.stderr
+        said = checked("UPDATE instance SET since=since-60 WHERE service='web.2'")
+        assert "web.2 has been leaving since 20" in said.stderr and "net repair" in said.stderr
+        for name, status in (("web", 1), ("cli", 0), ("web.9", 2)):
+            assert world.niso("net", "check", name, check=False).returncode == status, name
+        assert "web.2" not in checked("UPDATE instance SET state='serving'").stderr
+        for which in (" WHERE service='web.2'", ""):
+            said = checked(f"DELETE FROM instance{which}")
+            assert said.returncode == 1 and "instance of service 'web.2'" in said.stdout
+            world.niso("net", "repair")
+            assert states() == whole
+            world.assert_whole()
