@@ -375,7 +375,7 @@ def test_bridge_that_begins_to_track_is_changed_in_place() -> None:
         if isinstance(step, Step) and isinstance(step.obj, Bridge)
     ]
     assert words == [
-        "ip link set niso-backend mtu 1500 up type bridge nf_call_iptables 1 nf_call_ip6tables 0"
+        "ip link set niso-backend mtu 1500 type bridge nf_call_iptables 1 nf_call_ip6tables 0"
     ]
 
 
@@ -426,6 +426,8 @@ def test_descriptions_are_lines_that_a_shell_reads(before, after) -> None:
                 assert words[0] == "nft"
                 assert ";" not in line or len(words) == 2, "the shell would cut it in two"
             elif isinstance(step, Step) and words[0] != "hosts":
+                if "internal is " in line:
+                    continue  # of no real network
                 assert words[0] in ("ip", "sysctl", "bridge")
                 assert "&&" not in words or words[words.index("&&") + 1] in ("ip", "bridge")
         if isinstance(step, NftTransaction) and step.statements[0].split()[0] in ("add", "delete"):

@@ -132,4 +132,4 @@ WaitingForPacket = event_class(
 """The command waits for a packet. ``kind`` is "test" for a packet of niso to the service ``to``,
 "real" for a packet of another program to this service, or "reply" for its reply."""
 Command = event_class("Command", lambda text: text)
-"""A change of the kernel, as a command line that would have the same effect."""
+"""A change of the kernel: a command line with the same effect, or a description."""

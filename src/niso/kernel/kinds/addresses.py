@@ -93,23 +93,14 @@ class _Addresses(Kind[Address], of=Address):
         return "" if ":" in obj.address else f"link /{obj.netns}/{obj.link} IPv4"
 
     def describe(self, step: Step[Address]) -> str:
+        if step.action == "change":
+            return super().describe(step)
         address = step.obj
-        start = inside(address.netns)
-        if step.action != "change":
-            is_alone = not address.routed and step.action != "delete"
-            brd = " brd +" if is_alone and ":" not in address.address else ""
-            alone = " noprefixroute" if is_alone else ""
-            return f"{start}address {step.action} {address.address}{brd} dev {address.link}{alone}"
-        actual = step.actual or address
-        commands = []
-        dev = f"dev {address.link}"
-        if not actual.lasting:
-            forever = "valid_lft forever preferred_lft forever"
-            commands.append(f"{start}address replace {address.address} {dev} {forever}")
-        if actual.routed != address.routed:
-            verb = "add" if address.routed else "delete"
-            commands.append(f"{start}route {verb} {prefix(address.address)} {dev} proto kernel")
-        return " && ".join(commands)
+        is_alone = not address.routed and step.action == "add"
+        brd = " brd +" if is_alone and ":" not in address.address else ""
+        alone = " noprefixroute" if is_alone else ""
+        words = f"{step.action} {address.address}{brd} dev {address.link}{alone}"
+        return f"{inside(address.netns)}address {words}"
 
     def noun(self, obj: Address) -> str:
         return f"address {obj.address} on {obj.link}{in_netns(obj.netns)}"

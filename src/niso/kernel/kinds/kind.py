@@ -196,8 +196,14 @@ class Kind(Generic[T]):
         return ()
 
     def describe(self, step: Step[T]) -> str:
-        """Return a shell command with the same effect as a step, or else a description."""
-        return f"{step.action} {type(step.obj).__name__.lower()} {' '.join(step.obj.key())}"
+        """Return a shell command with the same effect as a step, or else a description. A change
+        that only repairs an object is described by the differences, as `niso net check` does.
+        """
+        text = f"{step.action} {self.noun(step.obj)}"
+        if step.actual is None:
+            return text
+        found = self.differences(step.obj, step.actual, ())
+        return f"{text} ({'; '.join(one.detail for one in found)})"
 
     def noun(self, obj: T) -> str:
         """Return the object's name in messages, such as "bridge niso-backend"."""

@@ -110,8 +110,6 @@ class _Bridges(Kind[Bridge], of=Bridge):
 
     def describe(self, step: Step[Bridge]) -> str:
         bridge = step.obj
-        if step.actual is not None and step.actual != bridge == _in_group(step.actual):
-            return f"ip link set {bridge.name} group {BRIDGE_GROUP}"
         if step.action == "delete":
             return f"ip link delete {bridge.name}"
         tracked = (
@@ -122,19 +120,12 @@ class _Bridges(Kind[Bridge], of=Bridge):
             start = f"ip link add {bridge.name} mtu {bridge.mtu} group {BRIDGE_GROUP} {tracked}"
             return f"{start} && ip link set {bridge.name} alias {bridge.alias} up"
         actual = step.actual or bridge
-        address = f" address {bridge.mac}" if actual.mac != bridge.mac else ""
-        local = f" && bridge fdb replace {bridge.mac} dev {bridge.name} self permanent"
-        names = [text.partition(" ")[0] for text in actual.drift.split(", ") if text]
-        arp = " arp on" if "arp" in names else ""
-        usual = (
-            f"{name} {30000 if name == 'ageing_time' else 0}" for name in names if name != "arp"
-        )
-        command = f"ip link set {bridge.name} mtu {bridge.mtu}{address}{arp} up {tracked}"
-        command = " ".join((command, *usual)) + ("" if actual.takes_own else local)
-        loads = f"load the filters of bridge {bridge.name}"
-        if actual._replace(filtered=True) == bridge:
-            return loads
-        return command if actual.filtered else f"{command}; {loads}"
+        if actual != bridge == _in_group(actual):
+            return f"ip link set {bridge.name} group {BRIDGE_GROUP}"
+        wanted = actual._replace(mtu=bridge.mtu, tracked4=bridge.tracked4, tracked6=bridge.tracked6)
+        if wanted == bridge:
+            return f"ip link set {bridge.name} mtu {bridge.mtu} {tracked}"
+        return super().describe(step)
 
     def conditions(self, obj: Bridge, actual: Bridge) -> Iterable[str]:
         if actual.mac != obj.mac or ARP_OFF in actual.drift:
@@ -277,17 +268,20 @@ class _Veths(Kind[Veth], of=Veth):
                 f" peer {veth.peer} address {veth.mac} netns {veth.netns}"
                 f" && ip link set {veth.name} master {veth.bridge} alias {veth.alias} up"
                 f" && bridge link set dev {veth.name} learning off flood off"
-                f" && {_fix_command(veth)}"
+                f" && bridge fdb replace {veth.mac} dev {veth.name} master static"
                 f" && sysctl -w '{_no_ipv6(veth.name)}=1'"
                 f"{f' && {_sums_command(veth)}' if veth.sums else ''}"
             )
         actual = step.actual or veth
-        also = _drift_commands(veth, actual)
-        same = actual._replace(hairpin=veth.hairpin, drift="", fixed=True, sums=veth.sums)
-        if also and same == veth:
-            return " && ".join(also)
-        command = f"ip link set {veth.name} mtu {veth.mtu} master {veth.bridge} up"
-        return " && ".join([command, *also])
+        if actual._replace(mtu=veth.mtu, hairpin=veth.hairpin, sums=veth.sums) != veth:
+            return super().describe(step)
+        commands = [f"ip link set {veth.name} mtu {veth.mtu}"] if actual.mtu != veth.mtu else []
+        if actual.hairpin != veth.hairpin:
+            hairpin = "on" if veth.hairpin else "off"
+            commands.append(f"bridge link set dev {veth.name} hairpin {hairpin}")
+        if veth.sums and not actual.sums:
+            commands.append(_sums_command(veth))
+        return " && ".join(commands)
 
     def noun(self, obj: Veth) -> str:
         return f"veth {obj.name}{f' to {obj.netns} {obj.peer}' if obj.netns else ''}"
@@ -409,34 +403,6 @@ class _Veths(Kind[Veth], of=Veth):
             _add(writer, step.obj)
         else:
             _change(writer, step.obj, step.actual or step.obj)
-
-
-def _drift_commands(veth: Veth, actual: Veth) -> list[str]:
-    flags = [f"hairpin {'on' if veth.hairpin else 'off'}"] if actual.hairpin != veth.hairpin else []
-    arp = {
-        ARP_OFF: f"ip link set {veth.name} arp on",
-        ARP_OFF_INSIDE: f"ip -n {veth.netns} link set {veth.peer} arp on",
-    }
-    commands: list[str] = []
-    for text in actual.drift.split(", ") if actual.drift else []:
-        name, _, value = text.partition(" ")
-        if text in arp:
-            commands.append(arp[text])
-        elif name == "group":
-            commands.append(f"ip link set {veth.name} group {PORT_GROUP}")
-        else:
-            flags.append(f"{name} {({'on': 'off', 'off': 'on', 'set': '0'}).get(value, '3')}")
-    if flags:
-        commands.append(f"bridge link set dev {veth.name} {' '.join(flags)}")
-    if not actual.fixed:
-        commands.append(_fix_command(veth))
-    if veth.sums and not actual.sums:
-        commands.append(_sums_command(veth))
-    return commands
-
-
-def _fix_command(veth: Veth) -> str:
-    return f"bridge fdb replace {veth.mac} dev {veth.name} master static"
 
 
 def _sums_command(veth: Veth) -> str:

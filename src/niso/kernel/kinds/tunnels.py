@@ -177,17 +177,15 @@ class _Vxlans(Kind[Vxlan], of=Vxlan):
         vxlan = step.obj
         if step.action == "delete":
             return f"ip link delete {vxlan.name}"
-        flags = "learning off flood off mcast_flood off bcast_flood off neigh_suppress on"
-        port = (
-            f"ip link set {vxlan.name} master {vxlan.bridge} alias {vxlan.alias} mtu {vxlan.mtu}"
-            f" group {TUNNEL_GROUP} gro_max_size 1 gro_ipv4_max_size 1"
-            f" && bridge link set dev {vxlan.name} {flags} && ip link set {vxlan.name} up"
-        )
         if step.action == "change":
-            return port
+            return super().describe(step)
+        flags = "learning off flood off mcast_flood off bcast_flood off neigh_suppress on"
         return (
             f"ip link add {vxlan.name} type vxlan id {vxlan.vni} local {vxlan.local}"
-            f" dstport {vxlan.port} nolearning ttl 64 && {port}"
+            f" dstport {vxlan.port} nolearning ttl 64"
+            f" && ip link set {vxlan.name} master {vxlan.bridge} alias {vxlan.alias}"
+            f" mtu {vxlan.mtu} group {TUNNEL_GROUP} gro_max_size 1 gro_ipv4_max_size 1"
+            f" && bridge link set dev {vxlan.name} {flags} && ip link set {vxlan.name} up"
         )
 
     def blocking(self, want: State, have: State) -> frozenset[Vxlan]:
