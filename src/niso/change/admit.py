@@ -63,7 +63,7 @@ class Change(NamedTuple):
     before: ServiceRow | None  # None for a new service
     row: ServiceRow
     restarts: bool  # the process must be started or restarted
-    rehosts: bool = False  # the process keeps running, and its hosts file is replaced
+    rehosts: bool  # the process keeps running, and its hosts file is replaced
 
     @property
     def name(self) -> str:

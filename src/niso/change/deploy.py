@@ -67,11 +67,11 @@ class Rollout(NamedTuple):
     front: Target
     new: tuple[Target, ...]  # the instances that the service has afterwards
     old: tuple[str, ...]  # the active instances that are to be stopped
-    undo: str = ""  # the service's previous rows, encoded as in an `Intent`
-    is_first: bool = False  # whether no instance is active, and the version is a new one
-    replaces: bool = False  # start-first: whether all instances are replaced by a new version
-    retired: tuple[str, ...] = ()  # stop-first: an instance stopped before its successor starts
-    more: int = 0  # how many further steps the deploy needs
+    undo: str  # the service's previous rows, encoded as in an `Intent`
+    is_first: bool  # whether no instance is active, and the version is a new one
+    replaces: bool  # start-first: whether all instances are replaced by a new version
+    retired: tuple[str, ...]  # stop-first: an instance stopped before its successor starts
+    more: int  # how many further steps the deploy needs
 
     @property
     def name(self) -> str:

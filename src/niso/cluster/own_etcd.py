@@ -290,8 +290,8 @@ class EtcdState(NamedTuple):
     leader: str  # a member's identity; "0" if there is none
     identity: str
     revision: int
-    ahead_s: float = 0.0  # seconds that its clock is ahead of this host's; 0 if unknown
-    alarms: tuple[str, ...] = ()  # such as NOSPACE
+    ahead_s: float  # seconds that its clock is ahead of this host's; 0 if unknown
+    alarms: tuple[str, ...]  # such as NOSPACE
 
 
 def members(engine: Etcd) -> list[EtcdMember]:

@@ -40,8 +40,8 @@ class Pod(NamedTuple):
     name: str
     uid: str
     labels: Labels
-    ports: tuple[tuple[str, int, str], ...] = ()  # named ports: (name, port, protocol)
-    in_host_network: bool = False
+    ports: tuple[tuple[str, int, str], ...]  # named ports: (name, port, protocol)
+    in_host_network: bool
 
 
 class Other(NamedTuple):

@@ -186,7 +186,7 @@ class StackOutline(NamedTuple):
     name: str
     path: str
     after: Mapping[str, tuple[str, ...]]  # each service -> the services that it depends on
-    asks: bool | None = None  # the setting of prefix in the file
+    asks: bool | None  # the setting of prefix in the file
 
 
 Also = Callable[[NetworkRequest], Iterable[InvalidInput]]

@@ -86,7 +86,7 @@ class Verdict(NamedTuple):
     source: Party
     destination: Party
     port: int | None
-    instances: tuple[Party, ...] = ()
+    instances: tuple[Party, ...]
     """If the destination is a service address, the instances of which one gets the packet.
     The policies were evaluated for the first, which drops the packet if any of them does."""
 

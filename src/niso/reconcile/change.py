@@ -270,7 +270,7 @@ class Plan(NamedTuple):
     unread: frozenset[Element]  # assumed to be missing in the kernel without reading
     snapshot: Snapshot  # the rows of the store in the requested scope
     every: State  # the state that these rows require, also in namespaces that no longer exist
-    closed: frozenset[object] = frozenset()  # namespaces and routes left out after a failure
+    closed: frozenset[object]  # namespaces and routes left out after a failure
 
 
 def plan(
