@@ -273,15 +273,14 @@ class _Veths(Kind[Veth], of=Veth):
                 f"{f' && {_sums_command(veth)}' if veth.sums else ''}"
             )
         actual = step.actual or veth
-        if actual._replace(mtu=veth.mtu, hairpin=veth.hairpin, sums=veth.sums) != veth:
-            return super().describe(step)
+        same = actual._replace(mtu=veth.mtu, hairpin=veth.hairpin, sums=veth.sums)
         commands = [f"ip link set {veth.name} mtu {veth.mtu}"] if actual.mtu != veth.mtu else []
         if actual.hairpin != veth.hairpin:
             hairpin = "on" if veth.hairpin else "off"
             commands.append(f"bridge link set dev {veth.name} hairpin {hairpin}")
         if veth.sums and not actual.sums:
             commands.append(_sums_command(veth))
-        return " && ".join(commands)
+        return " && ".join(commands) if commands and same == veth else super().describe(step)
 
     def noun(self, obj: Veth) -> str:
         return f"veth {obj.name}{f' to {obj.netns} {obj.peer}' if obj.netns else ''}"
