@@ -368,41 +368,33 @@ def _carried_out(
     for step in steps:
         report(step)
     touched = _touched(steps, planned.candidates)
-    left: list[AnyStep] = []
     with kernel:
-        if teardown:
-            errors = kernel.write_best_effort(steps, detached)
-            if errors:
-                raise ErrorGroup(errors)
-        else:
-            try:
+        try:
+            if not teardown:
                 kernel.write(steps, detached)
-            except KernelError as error:
-                if _is_of_container(error, planned.want, planned.before):
-                    return _without_container(kernel, store, planned, report, error)
-                if error.errno != errno.EEXIST or not planned.unread:
-                    raise
-                # an nftables element exists with another value; rules are written first, so nothing
-                # has changed
-                again = plan(kernel, store, planned.scope, planned.before, closed=planned.closed)
-                return _carried_out(kernel, store, again, report, False, None)
-        if touched:
-            want = _of(planned.want, touched)
-            touched = touched.replace(Ruleset, want[Ruleset])
-            taken = any(step.kind.is_transactional for step in steps)
-            # In a foreign namespace, only requested addresses are read. An object that has moved,
-            # such as an interface that a container renamed, is read at its desired location, not
-            # also at its old one.
-            have = kernel.read(
-                touched.without(want) | want, alias(store.state_id()), skip_transactional=taken
-            )
-            left = _left(want, touched, have)
-    if left:
-        hint = "another program may be changing niso's objects: niso net check"
-        lost = _not_kept("the kernel did not keep a change", hint, left[0])
-        if _is_of_container(lost, planned.want, planned.before):
-            return _without_container(kernel, store, planned, report, lost)
-        raise lost
+            elif errors := kernel.write_best_effort(steps, detached):
+                raise ErrorGroup(errors)
+            if touched:
+                want = _of(planned.want, touched)
+                touched = touched.replace(Ruleset, want[Ruleset])
+                taken = any(step.kind.is_transactional for step in steps)
+                # In a foreign namespace, only requested addresses are read. An object that has
+                # moved, such as an interface that a container renamed, is read at its desired
+                # location, not also at its old one.
+                have = kernel.read(
+                    touched.without(want) | want, alias(store.state_id()), skip_transactional=taken
+                )
+                hint = "another program may be changing niso's objects: niso net check"
+                _require_none("the kernel did not keep a change", hint, _left(want, touched, have))
+        except KernelError as error:
+            if _is_of_container(error, planned.want, planned.before):
+                return _without_container(kernel, store, planned, report, error)
+            if error.errno != errno.EEXIST or not planned.unread:
+                raise
+            # an nftables element exists with another value; rules are written first, so nothing has
+            # changed
+            again = plan(kernel, store, planned.scope, planned.before, closed=planned.closed)
+            return _carried_out(kernel, store, again, report, False, None)
     if any(isinstance(step, NftTransaction) and TABLES in step.edits for step in steps):
         ended_flows.clear(kernel, planned.want)  # a plan that creates the tables covers everything
     signals.hit("verified")
@@ -515,7 +507,11 @@ def _occupied(kernel: Kernel, want: State, have: State, before: State) -> dict[s
 
 
 _BY_CONTAINER = {errno.EEXIST, errno.EINVAL, errno.ENODEV, errno.ENETDOWN, errno.ENETUNREACH}
-_BY_CONTAINER |= {errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ESTALE}  # the last: `_not_kept`
+_BY_CONTAINER |= {
+    errno.EHOSTUNREACH,
+    errno.EADDRNOTAVAIL,
+    errno.ESTALE,
+}  # the last: `_require_none`
 """Errors that the kernel returns if a container has changed its own interfaces or routes."""
 
 
@@ -543,10 +539,12 @@ def _without_container(
     return _carried_out(kernel, store, again, report, False, None)
 
 
-def _not_kept(reason: str, hint: str, step: AnyStep) -> KernelError:
-    error = KernelError(f"{reason}: {step.describe().splitlines()[0]}", hint, errno.ESTALE)
-    error.space = step.kind.space(step.obj) if isinstance(step, Step) else ""
-    return error
+def _require_none(reason: str, hint: str, left: list[AnyStep]) -> None:
+    """Raise KernelError if steps would still be necessary after a change."""
+    for step in left:
+        error = KernelError(f"{reason}: {step.describe().splitlines()[0]}", hint, errno.ESTALE)
+        error.space = step.kind.space(step.obj) if isinstance(step, Step) else ""
+        raise error
 
 
 def _culprit(error: KernelError) -> object:
@@ -640,21 +638,16 @@ def repair(kernel: Kernel, store: Store, report: Report = silent) -> list[AnySte
             report(step)
         try:
             kernel.write(steps)
+            now = _read_again(kernel, store, steps, want, have, closed) if steps else want
+            reason = "the kernel still differs after the repair"
+            _require_none(reason, "niso net check", _left(want, have, now) if steps else [])
         except KernelError as error:
-            if not _is_of_container(error, want, want):
+            if _is_of_container(error, want, want):
+                closed[_culprit(error)] = error
+                continue
+            if error.errno != errno.ESTALE or not foreign:
                 raise
-            closed[_culprit(error)] = error
-            continue
-        now = _read_again(kernel, store, steps, want, have, closed) if steps else have
-        left = _left(want, have, now) if steps else []
-        if not left:
-            break
-        lost = _not_kept("the kernel still differs after the repair", "niso net check", left[0])
-        if not _is_of_container(lost, want, want):
-            if foreign:
-                break
-            raise lost
-        closed[lost.space] = lost
+        break
     if foreign:
         raise ErrorGroup(list(foreign.values()))
     return steps
