@@ -127,24 +127,6 @@ def test_conmon_of_another_is_not_ended_by_a_lie_on_a_command_line(lab: Lab) -> 
     lab.niso("remove", "victim")
 
 
-def test_limits_of_the_callers_shell_are_not_the_services(lab: Lab) -> None:
-    """Nor its log's, which would end at the caller's ``ulimit -f``."""
-    fill = "yes 'a line of this log, again and again' | head -c 3000000"
-    script = f"ulimit -f; ulimit -t; cut -d' ' -f19 /proc/self/stat; {fill}; exec sleep 1000"
-    folder = package(lab, "loud", "sh", "-c", script)
-    lab.run(
-        "sh", "-c", f"ulimit -S -f 1000; ulimit -S -t 900; exec nice -n 7 niso activate {folder}"
-    )
-    lab.wait_for(
-        lambda: len(lab.niso("logs", "loud", text=False).stdout) > 2_900_000, 20, "the whole log"
-    )
-    assert lab.niso("logs", "loud", "-n", "1000000").stdout.split("\n")[:3] == [
-        "unlimited",
-        "unlimited",
-        "0",
-    ]
-
-
 def test_a_service_that_was_asked_to_end_is_not_restarting(lab: Lab) -> None:
     if lab.path("/sys/fs/cgroup/cgroup.controllers").exists():
         pytest.skip("with cgroup v2, a process that conmon has not reaped is still in its cgroup")

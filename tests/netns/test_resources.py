@@ -272,13 +272,14 @@ def test_v2_alone_without_the_controllers_warns_and_runs(lab: Lab) -> None:
 
 
 def limits(text: str) -> dict[str, tuple[int, int]]:
-    """Parse lines of ``NAME SOFT HARD``."""
+    """Parse lines of ``NAME SOFT HARD``, of which the first run's come before what fills the log."""
+    text = text.partition("xxx")[0]
     return {name: (int(soft), int(hard)) for name, soft, hard in map(str.split, text.splitlines())}
 
 
 SHOW = (
     "import os, resource as r\n"
-    "for name in ('nofile', 'core', 'memlock', 'stack'):\n"
+    "for name in ('nofile', 'core', 'memlock', 'stack', 'fsize', 'cpu'):\n"
     "    print(name, *r.getrlimit(getattr(r, 'RLIMIT_' + name.upper())))\n"
     "print('umask', os.umask(0), os.getpriority(os.PRIO_PROCESS, 0))\n"
     "print('oom', open('/proc/self/oom_score_adj').read().strip(), 0, flush=True)\n"
@@ -288,9 +289,16 @@ SHOW = (
 def test_limits_umask_and_niceness_are_the_services_and_not_those_of_the_shell(lab: Lab) -> None:
     """Also after a restart, after a crash, and for commands of niso exec and of health checks."""
     most = int(lab.run("sh", "-c", "ulimit -Hn").stdout)
-    defaults = {"nofile": (1024, min(1_048_576, most)), "core": (0, 0), "umask": (0o022, 0)}
-    script = f"{SHOW}import time; time.sleep(1000)"
-    shell = "umask 077; ulimit -Sn 200; ulimit -Ss 400; ulimit -Sl 16; ulimit -Sc unlimited; exec nice -n 4 niso"
+    defaults = {
+        "nofile": (1024, min(1_048_576, most)),
+        "core": (0, 0),
+        "umask": (0o022, 0),
+        "fsize": (-1, -1),
+        "cpu": (-1, -1),
+    }
+    fill = "print('x' * 1_500_000, flush=True)"  # the caller's limit is not that of the log
+    script = f"{fill}\n{SHOW}import time; time.sleep(1000)"
+    shell = "umask 077; ulimit -Sf 1000; ulimit -St 900; ulimit -Sn 200; ulimit -Ss 400; ulimit -Sl 16; ulimit -Sc unlimited; exec nice -n 4 niso"
     keys = {"service": {"restart": "always", "restart_delay": "10ms"}}
     api = package(lab, "api", PYTHON, "-c", script, **keys)
     lab.run("bash", "-c", f"{shell} activate {api}")
