@@ -89,15 +89,6 @@ def test_listeners_of_a_range_are_those_within_it() -> None:
 
 
 @throw_away_host
-def test_udp_socket_that_is_connected_is_no_listener() -> None:
-    server = opened(socket.AF_INET, socket.SOCK_DGRAM, "127.0.0.1", 8001)
-    client = opened(socket.AF_INET, socket.SOCK_DGRAM, "127.0.0.1", 8002)
-    assert {row.inode for row in sockets.listeners("udp")} == {inode(server), inode(client)}
-    client.connect(("127.0.0.1", 8001))
-    assert [row.inode for row in sockets.listeners("udp")] == [inode(server)]
-
-
-@throw_away_host
 def test_sctp_has_the_listeners_that_the_kernel_has_none_without_sctp() -> None:
     kept = [
         opened(socket.AF_INET, kind, "0.0.0.0", 8001)

@@ -239,12 +239,28 @@ def test_each_address_on_shared_networks_has_a_name_and_the_nearest_the_plain_on
     assert lab.niso("net", "check").returncode == 0
 
 
-def test_resolv_conf_is_the_hosts(lab: Lab) -> None:
-    text = "search example.net\nnameserver 192.0.2.2\noptions timeout:1\n"
-    set_resolver(lab, text)
+def test_resolv_conf_is_the_hosts_with_the_upstreams_of_a_loopback_resolver(lab: Lab) -> None:
+    def seen_of(text: str, name: str) -> tuple[str, str]:
+        set_resolver(lab, text)
+        said = lab.niso("activate", idle(lab, name)).stderr
+        return said, str(lab.niso("exec", name, "--", "cat", "/etc/resolv.conf").stdout)
+
+    # without known upstreams it is left out
+    said, found = seen_of("nameserver 127.0.0.1\nnameserver ::1\noptions edns0\n", "left")
+    assert "niso: warning: " in said and "loopback" in said
+    assert found == "options edns0\n"
+    assert (
+        lab.niso("exec", "left", "--", "getent", "hosts", "left").stdout.split()[0] == "10.99.0.2"
+    )
     answer_names(lab)
-    assert "warning" not in lab.niso("activate", idle(lab, "api")).stderr
-    assert lab.niso("exec", "api", "--", "cat", "/etc/resolv.conf").stdout == text
+    servers = "nameserver 192.0.2.2\nnameserver 192.0.2.3\n"
+    lab.write("/run/systemd/resolve/resolv.conf", servers)
+    said, found = seen_of("nameserver 127.0.0.53\noptions edns0\n", "upstream")
+    assert "warning" not in said
+    assert "".join(x for x in found.splitlines(True) if x.startswith("nameserver")) == servers
+    text = "search example.net\nnameserver 192.0.2.2\noptions timeout:1\n"
+    said, found = seen_of(text, "api")
+    assert "warning" not in said and found == text
 
 
 def test_name_servers_that_do_not_answer_are_named_once(lab: Lab) -> None:
@@ -284,26 +300,6 @@ def test_name_servers_that_do_not_answer_are_named_once(lab: Lab) -> None:
     assert mute.format("alone", "192.0.2.98") in said and mute.format("api", both) not in said
     assert "warning" not in warned("restart", "api")
     assert server.stdout and server.stdout.readline() == b"asked\n"
-
-
-def test_loopback_resolver_is_replaced_by_its_upstreams(lab: Lab) -> None:
-    set_resolver(lab, "nameserver 127.0.0.53\noptions edns0\n")
-    lab.write("/run/systemd/resolve/resolv.conf", "nameserver 192.0.2.2\nnameserver 192.0.2.3\n")
-    answer_names(lab)
-    assert "warning" not in lab.niso("activate", idle(lab, "api")).stderr
-    found = lab.niso("exec", "api", "--", "cat", "/etc/resolv.conf").stdout
-    assert [line for line in found.splitlines() if line.startswith("nameserver")] == [
-        "nameserver 192.0.2.2",
-        "nameserver 192.0.2.3",
-    ]
-
-
-def test_loopback_resolver_without_known_upstreams_is_left_out_with_a_warning(lab: Lab) -> None:
-    set_resolver(lab, "nameserver 127.0.0.1\nnameserver ::1\noptions edns0\n")
-    said = lab.niso("activate", idle(lab, "api"))
-    assert "niso: warning: " in said.stderr and "loopback" in said.stderr
-    assert lab.niso("exec", "api", "--", "cat", "/etc/resolv.conf").stdout == "options edns0\n"
-    assert lab.niso("exec", "api", "--", "getent", "hosts", "api").stdout.split()[0] == "10.99.0.2"
 
 
 @pytest.mark.skipif(

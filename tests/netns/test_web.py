@@ -110,11 +110,7 @@ def test_the_server_has_no_privileges_and_nothing_is_left(lab: Lab) -> None:
 
     bearer = ("-H", f"Authorization: Bearer {web.token}")
     assert web.curl("api/state.json", *bearer) == web.curl("") == "200"
-    assert web.curl("api/state.json") == "403"
-    assert web.curl("api/state.json", *bearer, "-H", "Host: evil.example") == "421"
-    assert web.curl("api/state.json", *bearer, "-H", "Sec-Fetch-Site: cross-site") == "403"
-    assert web.curl("api/state.json", *bearer, "-d", "x") == "405"
-    assert web.curl("../../etc/passwd", *bearer) == "404"
+    assert web.curl("api/state.json") == "403"  # more: unit/test_page_server.py
 
     state = json.loads(lab.run("curl", "-sS", *bearer, f"{web.url}api/state.json").stdout)["state"]
     conforms(state, MAP.fields, "state")
