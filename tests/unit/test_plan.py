@@ -170,6 +170,15 @@ def test_two_networks_are_eth0_and_eth1_and_ports_lead_to_the_first_but_for_thos
     assert loopback == {"niso-front": "1", "niso-backend": "0"}
 
 
+def test_port_has_only_the_families_of_the_primary_network() -> None:
+    dual = network(0, dual=True)
+    both = API._replace(endpoints=(endpoint(FRONT, 5), endpoint(dual, 2)))
+    front = both._replace(mode="front", serving=((1, both.endpoints),))
+    for name, service in (("local", both), ("front_local", front)):
+        state = desired(everything((dual, FRONT), (service,)))
+        assert elements(state, f"{name}_any4") and not elements(state, f"{name}_any6"), name
+
+
 def test_who_shares_two_networks_is_given_the_address_on_the_readers_first() -> None:
     both = API._replace(endpoints=(endpoint(FRONT, 5), endpoint(BACKEND, 2)))
     turned = DB._replace(endpoints=(endpoint(BACKEND, 3), endpoint(FRONT, 6)))
