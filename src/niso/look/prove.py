@@ -151,7 +151,7 @@ class Sender(NamedTuple):
     service: str | None  # name of the service; null if the address is not a service's
     address: str  # an IPv4 or IPv6 address
     host: str | None  # the other host that the service is on; null for this host
-    port: int | None  # the source port; only if it is known
+    port: int | None = None  # the source port; only if it is known
 
     def left_out(self) -> tuple[str, ...]:
         """Return the names of the fields that are left out of the JSON output."""
