@@ -79,7 +79,7 @@ def lines(text: str, key: str) -> list[str]:
 def test_usual_folders_are_not_named(monkeypatch) -> None:
     monkeypatch.delenv("NISO_STATE_DIR")
     monkeypatch.delenv("NISO_RUN_DIR")
-    text = boot.unit_text("api", "01234567", None, 10.0)
+    text = boot.unit_text("api", "01234567", None, 10.0, False, False)
     assert lines(text, "Environment") == [] and lines(text, "Requires") == []
     assert lines(text, "RequiresMountsFor") == ["/var/lib/niso"]
     assert [words(line) for line in lines(text, "ExecStart")] == [
@@ -97,7 +97,7 @@ def test_only_units_of_this_state_folder_are_replaced() -> None:
         units = SimpleNamespace(read=lambda service: text)
         boot._refuse_foreign(units, SimpleNamespace(state_id=lambda: state_id), "api")
 
-    own = boot.unit_text("api", "01234567", None, 1.0, False)
+    own = boot.unit_text("api", "01234567", None, 1.0, False, False)
     refuse(own, "01234567")
     with pytest.raises(Conflict):
         refuse(own, "89abcdef")
@@ -110,7 +110,7 @@ def test_other_folders_and_pool_are_given_on(monkeypatch) -> None:
     monkeypatch.setenv("NISO_STATE_DIR", state)
     monkeypatch.setenv("NISO_RUN_DIR", "/run/other")
     monkeypatch.setenv("NISO_POOL", "10.5.0.0/16")
-    text = boot.unit_text("api", "01234567", None, 10.0)
+    text = boot.unit_text("api", "01234567", None, 10.0, False, False)
     assert [words(line) for line in lines(text, "Environment")] == [
         [f"NISO_STATE_DIR={state}"],
         ["NISO_RUN_DIR=/run/other"],
@@ -121,7 +121,7 @@ def test_other_folders_and_pool_are_given_on(monkeypatch) -> None:
 
 
 def test_a_sharer_comes_with_and_after_its_provider() -> None:
-    text = boot.unit_text("side", "01234567", "api", 10.0)
+    text = boot.unit_text("side", "01234567", "api", 10.0, False, False)
     assert lines(text, "Requires") == ["niso-api.service"]
     (after,) = lines(text, "After")
     assert {
@@ -135,6 +135,6 @@ def test_a_sharer_comes_with_and_after_its_provider() -> None:
 
 @pytest.mark.parametrize("stop_timeout_s", [0.2, 10.0, 3600.0])
 def test_systemd_waits_longer_than_niso(stop_timeout_s) -> None:
-    text = boot.unit_text("api", "01234567", None, stop_timeout_s)
+    text = boot.unit_text("api", "01234567", None, stop_timeout_s, False, False)
     assert int(lines(text, "TimeoutStopSec")[0]) > stop_timeout_s + 60
     assert int(lines(text, "TimeoutStartSec")[0]) > 60

@@ -200,7 +200,7 @@ def check(data: dict[str, Any], folder: pathlib.Path) -> None:
             asked = {"healthcheck": {"tcp": 80}}  # what depends_on "healthy" needs
             (package / "manifest.toml").write_text(toml(minimal | asked))
         (folder / "stack.toml").write_text(toml(data))
-        stack.load(str(folder))
+        stack.load(str(folder), None)
         return
     data.setdefault("package", {"name": "shown", "version": "1"})
     data.setdefault("binary", {"entrypoint": "true"})

@@ -162,7 +162,7 @@ def test_no_two_declared_arrows_are_about_the_same_ports() -> None:
 
 def test_picture_of_a_stack_depends_on_its_files_alone_and_is_in_the_readme() -> None:
     """What `niso net graph --declared --stack examples/shop` prints; run it again after a change of the shop."""
-    stack = manifest_stack.load(str(ROOT / "examples/shop"), lambda *_: ())
+    stack = manifest_stack.load(str(ROOT / "examples/shop"), None, lambda *_: ())
     text = graph.mermaid(graph.of_policies(graph.declared_context(stack), None, False))
     page = (ROOT / "examples/shop/README.md").read_text()
     assert f"```mermaid\n{text}```\n" in page

@@ -167,7 +167,7 @@ secrets: {key: {file: ./key.txt}}
     (tmp_path / ".env").write_text("TAG=3\nM=4\n")
     (tmp_path / "rootfs" / "a").mkdir(parents=True)
     (tmp_path / "stack.toml").write_text(made.text)
-    spec = stack.load(str(tmp_path)).members[0].loaded.spec
+    spec = stack.load(str(tmp_path), None).members[0].loaded.spec
     assert spec.program.args == ("3-e", "$HOME", "${HOME}", "4")
     assert (spec.network.ports[0].port.text, spec.program.environment) == ("8080:80", {"A": "1"})
 
@@ -432,7 +432,7 @@ def test_words_of_an_image_come_from_its_layout(
     assert service.get("binary", {}) == binary
     assert service["package"]["oci"] == "images/a:latest"
     assert not {one.key for one in made.missing} & {"command", "entrypoint", "image"}
-    [member] = stack.load(str(tmp_path)).members
+    [member] = stack.load(str(tmp_path), None).members
     own = member.loaded.spec.program
     assert (own.entrypoint, own.args, own.stop_signal) == (*program, "QUIT")
 
@@ -448,7 +448,9 @@ def test_images_without_tag_bundles_and_damaged_images(tmp_path: Path) -> None:
     assert data["b"]["package"] == {"oci": "images/b"}
     assert "oci" not in data["c"]["package"]
     assert any("Cmd in the config" in one.text for one in made.missing if one.service == "c")
-    names = [member.loaded.spec.program.entrypoint for member in stack.load(str(tmp_path)).members]
+    names = [
+        member.loaded.spec.program.entrypoint for member in stack.load(str(tmp_path), None).members
+    ]
     assert names == ["x", "y", "SET-ME"]
 
 
@@ -557,7 +559,7 @@ def test_instances_and_updates(
     for table in ("service", "deploy", "network", "volumes"):
         assert data.get(table) == expected.get(table), table
     (tmp_path / "stack.toml").write_text(made.text)
-    assert stack.load(str(tmp_path)).members  # niso accepts all of it
+    assert stack.load(str(tmp_path), None).members  # niso accepts all of it
 
 
 @pytest.mark.parametrize(

@@ -210,10 +210,10 @@ def test_restore_runs_enabled_jobs_again(world: World) -> None:
 
 
 def test_unit_of_a_job_is_oneshot_without_a_limit() -> None:
-    text = boot.unit_text("job", "id", None, 10.0, job=True)
+    text = boot.unit_text("job", "id", None, 10.0, True, False)
     assert "Type=oneshot\nRemainAfterExit=yes\n" in text
     assert "TimeoutStartSec=infinity\n" in text
-    assert "Type=notify\n" in boot.unit_text("api", "id", None, 10.0)
+    assert "Type=notify\n" in boot.unit_text("api", "id", None, 10.0, False, False)
 
 
 # --- what waits for it ------------------------------

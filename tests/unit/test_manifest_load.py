@@ -504,7 +504,7 @@ def loaded(text):
 print(json.dumps({
     "loaded": [loaded(text) for text in json.loads(sys.argv[3])],
     "schema": json_schema.manifest_schema()["$defs"],
-    "stack": stack.load(sys.argv[1]).members[0].loaded.spec.program.nice,
+    "stack": stack.load(sys.argv[1], None).members[0].loaded.spec.program.nice,
     "reference": str(list(toml_files.manifest_blocks())),
 }))
 """

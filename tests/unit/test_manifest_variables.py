@@ -293,7 +293,7 @@ def test_stack_has_its_own_variables_files_and_folder(
         '[service.volumes]\nmine = { mount = "/mine", host = "./data" }\n'
     )
     (tmp_path / "stack.toml").write_text(text)
-    loaded = stack.load(str(tmp_path))
+    loaded = stack.load(str(tmp_path), None)
     (member,) = loaded.members
     found = member.loaded.spec
     assert loaded.name == stack.outline(str(tmp_path)).name == "shop"
@@ -307,11 +307,11 @@ def test_stack_has_its_own_variables_files_and_folder(
     }
     (tmp_path / "stack.env").write_text("FILE=stack\n")
     (tmp_path / "stack.toml").write_text(text + '[service.service]\nenv_file = "stack.env"\n')
-    (member,) = stack.load(str(tmp_path)).members
+    (member,) = stack.load(str(tmp_path), None).members
     assert member.loaded.spec.program.environment["FILE"] == "stack"  # it replaces the package's
     (tmp_path / "stack.toml").write_text(text.replace("${PORT:-8080}", "${PORT}"))
     with pytest.raises(ErrorGroup) as caught:
-        stack.load(str(tmp_path))
+        stack.load(str(tmp_path), None)
     assert [error.key for error in caught.value.errors] == ["service[0].ports[0]"]
     assert f"set it in {tmp_path}/.env" in caught.value.errors[0].message
 

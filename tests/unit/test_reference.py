@@ -137,7 +137,7 @@ def test_example_stack_is_right(tmp_path: Path) -> None:
             f'[package]\nname = "{name}"\nversion = "1"\n[binary]\nentrypoint = "sh"\n[healthcheck]\ntcp = 80\n'
         )
     (tmp_path / "stack.toml").write_text(toml_files.STACK)
-    assert [member.name for member in stack.load(str(tmp_path)).members] == ["db", "api"]
+    assert [member.name for member in stack.load(str(tmp_path), None).members] == ["db", "api"]
 
 
 @pytest.mark.parametrize("form", [form for form, _ in toml_files.PORTS])

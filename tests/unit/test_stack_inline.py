@@ -102,7 +102,7 @@ def test_inline_services_run_beside_others(world: World) -> None:
         ("db", ()),
         ("migrate", ("db",)),
     ]
-    stacks.down(world.machine, path)
+    stacks.down(world.machine, path, False, False)
     assert world.store.active_services() == []
 
 

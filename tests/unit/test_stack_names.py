@@ -113,7 +113,7 @@ def test_two_projects_of_one_form_are_side_by_side(world: World) -> None:
         assert not any(one.changed for one in world.up(folder).services)
     outline = stack_members.outlined(world.store, blog)
     assert set(outline.after) == {"blog-db", "blog-api"}
-    down = stacks.down(world.machine, blog)
+    down = stacks.down(world.machine, blog, False, False)
     assert {name for name, _ in down.services} == {"blog-db", "blog-api"}
     assert world.store.active_services() == ["api", "db"]
     remove(world.machine, ["api", "db"])

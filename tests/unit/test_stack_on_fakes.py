@@ -36,7 +36,7 @@ def test_stack_comes_changes_and_goes(world: World) -> None:
     assert (up.left, [outcome.changed for outcome in up.services]) == (("log",), [False])
     world.stack("api", "log", backend="10.99.7.0/24")
     world.up(path)
-    down = stacks.down(world.machine, path)
+    down = stacks.down(world.machine, path, False, False)
     assert down.services == (("log", True), ("api", True))
     assert not world.kernel.netns
     world.assert_whole()
@@ -79,7 +79,7 @@ def test_stack_of_another_folder_is_neither_replaced_nor_taken_down(world: World
             dry_run=True,
             replace=False,
         ),
-        lambda: stacks.down(world.machine, second),
+        lambda: stacks.down(world.machine, second, False, False),
         lambda: stack_members.own(world.store, second),  # status and logs
     ):
         with refuses(Conflict, "'shop'", first, file=second):
@@ -92,8 +92,8 @@ def test_stack_of_another_folder_is_neither_replaced_nor_taken_down(world: World
     up = world.up(second, replace=True)
     assert up.left == ("db",) and sorted(world.store.active_services()) == ["api", "log"]
     with pytest.raises(Conflict):
-        stacks.down(world.machine, first)
-    stacks.down(world.machine, second)
+        stacks.down(world.machine, first, False, False)
+    stacks.down(world.machine, second, False, False)
     world.assert_whole()
 
 
@@ -180,7 +180,7 @@ def test_service_of_another_stack_and_a_network_that_differs_are_refused_by_key(
     assert world.picture() == before
     path = other("web", "10.99.7.0/24")
     world.up(path)  # both stacks can have the network
-    stacks.down(world.machine, path)
+    stacks.down(world.machine, path, False, False)
     assert world.store.active_services() == ["db"]
     world.assert_whole()
 

@@ -122,7 +122,7 @@ def stack_down(world: World) -> Command:
         world.package(name, network={"network": "backend"})
     path = world.stack("db", "api", backend="10.99.7.0/24")
     world.up(path)
-    return lambda: stacks.down(world.machine, path)
+    return lambda: stacks.down(world.machine, path, False, False)
 
 
 def restarted(world: World) -> Command:

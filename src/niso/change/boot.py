@@ -72,8 +72,8 @@ def unit_text(
     state_id: str,
     provider: str | None,
     stop_timeout_s: float,
-    job: bool = False,
-    scheduled: bool = False,
+    job: bool,
+    scheduled: bool,
 ) -> str:
     """Return the text of a service's unit file (systemd.service(5)).
 

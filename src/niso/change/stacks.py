@@ -155,9 +155,7 @@ def _membership(
     )
 
 
-def down(
-    machine: Machine, path: str, dry_run: bool = False, with_volumes: bool = False
-) -> StackDown:
+def down(machine: Machine, path: str, dry_run: bool, with_volumes: bool) -> StackDown:
     """Deactivate all services of a stack. Networks stay, and the services' addresses stay reserved.
 
     A service is stopped before the services that it depends on. With ``with_volumes``, the named

@@ -20,7 +20,7 @@ def load(
     together: Callable[[Stack], None] = lambda _: None,
 ) -> Stack:
     """Read and check a stack.toml with its manifests, like `niso.manifest.stack.load`."""
-    return stack.load(path, _network_errors, owners, together)
+    return stack.load(path, owners, _network_errors, together)
 
 
 def named(store: Store, plain: Stack) -> Stack:

@@ -240,8 +240,8 @@ def _names(needs: object) -> tuple[str, ...]:
 
 def load(
     path: str,
+    owners: Collection[int] | None,
     also: Also = lambda _: (),
-    owners: Collection[int] | None = None,
     together: Callable[[Stack], None] = lambda _: None,
 ) -> Stack:
     """Read and check a stack.toml and its manifests. ``path`` is the file or its folder.
