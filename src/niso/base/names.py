@@ -16,6 +16,7 @@ from niso.base.native import lazy, sha256, socket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
     from niso.base import text as base_text
 else:
@@ -163,10 +164,22 @@ def unpacked(address: bytes) -> str:
         return socket.inet_ntop(socket.AF_INET, address)
     # inet_ntop(3) writes some IPv6 addresses with a dotted IPv4 part
     if address.startswith(_COMPATIBLE):
-        import ipaddress
-
-        return str(ipaddress.IPv6Address(address))
+        return str(ip_address(address))
     return socket.inet_ntop(socket.AF_INET6, address)
+
+
+def ip_address(text: str | bytes) -> IPv4Address | IPv6Address:
+    """Return `ipaddress.ip_address`. Importing `ipaddress` takes a millisecond."""
+    import ipaddress
+
+    return ipaddress.ip_address(text)
+
+
+def ip_network(text: str | tuple[int, int], strict: bool = True) -> IPv4Network | IPv6Network:
+    """Return `ipaddress.ip_network`."""
+    import ipaddress
+
+    return ipaddress.ip_network(text, strict)
 
 
 class Prefix(NamedTuple):

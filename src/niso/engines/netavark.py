@@ -24,7 +24,7 @@ import niso
 from niso.base import files, paths
 from niso.base.errors import Conflict, Error, InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING, Any
-from niso.base.names import MAC_PREFIX, bridge, family_of, network_name, prefix
+from niso.base.names import MAC_PREFIX, bridge, family_of, ip_network, network_name, prefix
 from niso.base.native import from_json, lazy, signal
 from niso.change import attach
 from niso.change.attach import AttachmentNetwork, Request
@@ -37,12 +37,10 @@ from niso.store.sqlite import sqlite3
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    import ipaddress
-
     from niso.change import networks
     from niso.plan import subnets as plan_subnets
 else:  # only networks need them, and not each container
-    ipaddress, networks = lazy("ipaddress"), lazy("niso.change.networks")
+    networks = lazy("niso.change.networks")
     plan_subnets = lazy("niso.plan.subnets")
 
 OWNER = "podman"
@@ -135,7 +133,7 @@ def _ensured(machine: Machine, given: Mapping[str, Any]) -> NetworkRecord:
         raise InvalidInput("--route: not supported by networks of niso", "leave it out")
     mtu = plugin.mtu(options.get("mtu"), "--opt mtu")
     try:
-        prefixes = tuple(str(ipaddress.ip_network(str(subnet["subnet"]))) for subnet in subnets)
+        prefixes = tuple(str(ip_network(str(subnet["subnet"]))) for subnet in subnets)
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidInput(f"network {name}: {error}") from error
     request = plan_subnets.NetworkRequest(

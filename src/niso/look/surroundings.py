@@ -7,19 +7,15 @@ from contextlib import suppress
 
 from niso.base import files, paths
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.base.names import owner
-from niso.base.native import lazy
+from niso.base.names import ip_address, owner
 from niso.plan.records import MIN_MTUS, NetworkRecord
 from niso.runtime import sources
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    import ipaddress
     from collections.abc import Iterable
 
     from niso.kernel.real import Kernel
-else:
-    ipaddress = lazy("ipaddress")
 
 _ANSWER_S = 1.0  # the most that all name servers together may take
 _MODES = ("bridge", "share")  # of services that may send a query through niso's networks
@@ -127,6 +123,6 @@ def _name_servers(store: Store, services: Iterable[str]) -> dict[tuple[str, ...]
         lines = [line.split() for line in row.process.resolv_conf.splitlines()]
         servers = [line[1] for line in lines if len(line) > 1 and line[0] == "nameserver"]
         with suppress(ValueError):  # not an address
-            if servers and not any(ipaddress.ip_address(one).is_loopback for one in servers):
+            if servers and not any(ip_address(one).is_loopback for one in servers):
                 result.setdefault(tuple(servers), {})[owner(service)] = None
     return {servers: list(names) for servers, names in result.items()}

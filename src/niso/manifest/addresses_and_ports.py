@@ -12,18 +12,14 @@ from collections.abc import Iterable, Iterator
 
 from niso.base.errors import InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.base.names import family_of
-from niso.base.native import lazy
+from niso.base.names import family_of, ip_address
 from niso.base.text import shown
 from niso.manifest import values
 from niso.manifest.values import join, texts
 from niso.plan.records import ANY, ANY4, ANY6, HOST_GATEWAY, PortMapping
 
 if TYPE_CHECKING:
-    import ipaddress
     from typing import Any
-else:
-    ipaddress = lazy("ipaddress")  # it takes a millisecond, and few manifests need it
 
 
 MAX_SERVERS = 3
@@ -43,12 +39,13 @@ def static_address(text: str, key: str) -> str:
 
 
 def _not_unicast6(text: str) -> str | None:
-    address = ipaddress.IPv6Address(text)
+    address = ip_address(text)
     if address.is_unspecified or address.is_loopback:
         return "is an address of the machine itself"
     if address.is_link_local or address.is_multicast:
         return f"is a {'multicast' if address.is_multicast else 'link-local'} address"
-    return "is an IPv4-mapped address" if address.ipv4_mapped else None
+    is_mapped = address.version == 6 and address.ipv4_mapped
+    return "is an IPv4-mapped address" if is_mapped else None
 
 
 def _address_reason(text: str) -> str | None:
@@ -93,7 +90,7 @@ def extra_address(text: str, key: str) -> str:
         return text
     right = 'an IPv4 or IPv6 address, or "host-gateway"'
     values.require(text, key, _address_reason(text), right, '"192.0.2.7"')
-    return str(ipaddress.ip_address(text))
+    return str(ip_address(text))
 
 
 def problems(network: dict[str, Any]) -> Iterator[InvalidInput]:
@@ -166,12 +163,12 @@ def _split_address(text: str, key: str) -> tuple[str, str]:
     reason = _not_a_host(address)
     if reason:
         raise _wrong(text, key, reason)
-    return str(ipaddress.ip_address(address)), ports
+    return str(ip_address(address)), ports
 
 
 def _not_a_host(text: str) -> str | None:
     """Return why no port can be published on a host address, or None if that is possible."""
-    address = ipaddress.ip_address(text)
+    address = ip_address(text)
     if address.version == 6 and address.ipv4_mapped:
         return f"{text} is an IPv4-mapped address, write {address.ipv4_mapped}"
     if address.is_unspecified:

@@ -17,8 +17,7 @@ from collections.abc import Callable, Mapping
 
 from niso.base import convert
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, named_tuple
-from niso.base.names import DEFAULT_NETWORK, family_of
-from niso.base.native import lazy
+from niso.base.names import DEFAULT_NETWORK, family_of, ip_address
 from niso.manifest import addresses_and_ports, policy, process_keys, values
 from niso.manifest.values import join
 from niso.plan import records, specs
@@ -26,10 +25,7 @@ from niso.plan.records import Audit, Limits, Policy, PortMapping
 from niso.plan.specs import NetworkSpec, ProgramSpec, Published, ServiceSpec
 
 if TYPE_CHECKING:
-    import ipaddress
     from typing import Any
-else:
-    ipaddress = lazy("ipaddress")  # it takes a millisecond, and few manifests need it
 
 
 class Rule(NamedTuple):
@@ -681,7 +677,7 @@ def spec(manifest: Any, parsed: Mapping[str, Any]) -> ServiceSpec:
     ip = network.ip or {}
     for on, texts in (ip if isinstance(ip, dict) else {networks[0]: ip}).items():
         for text in (texts,) if isinstance(texts, str) else texts:
-            addresses[family_of(text)][on] = str(ipaddress.ip_address(text))
+            addresses[family_of(text)][on] = str(ip_address(text))
     ports: dict[PortMapping, str] = {}  # each port once, under its first key
     for index, port in enumerate(own.pop("ports")):
         ports.setdefault(port, f"network.ports[{index}]")

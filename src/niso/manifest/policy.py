@@ -25,19 +25,16 @@ from niso.base import files, paths
 from niso.base import text as base_text
 from niso.base.errors import Error, InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.base.names import DOMAIN
-from niso.base.native import lazy
+from niso.base.names import DOMAIN, ip_address, ip_network
 from niso.kernel.policy_rules import NEVER
 from niso.manifest import toml, values
 from niso.plan.records import METADATA, METADATA_WORD, OUTSIDE, Entry, Peer, Policy
 
 if TYPE_CHECKING:
-    import ipaddress
+    from ipaddress import IPv4Network, IPv6Network
     from typing import Any
 
-    _Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
-else:
-    ipaddress = lazy("ipaddress")  # it takes a millisecond, and few manifests need it
+    _Prefix = IPv4Network | IPv6Network
 
 
 # --- [network.policy] -----------------------------------------------------------------------------
@@ -111,7 +108,7 @@ def denials(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     for entry in entries:
         if entry.peer.kind == "service" and _split(entry.text, entry.key)[0] == METADATA_WORD:
             for address in METADATA:
-                prefix = str(ipaddress.ip_network(address))
+                prefix = str(ip_network(address))
                 result.append(entry._replace(peer=Peer("prefix", prefix)))
         result.append(entry)
     return tuple(result)
@@ -320,7 +317,7 @@ def _prefix(peer: str, suffix: str, text: str, key: str) -> _Prefix:
     address, slash, length = peer.partition("/")
     if not (values.is_ipv4(address) or values.is_ipv6(address)):
         raise _wrong_entry(text, key, _not_an_address(address, bool(slash)))
-    number = ipaddress.ip_address(address)
+    number = ip_address(address)
     bits = values.port_number(length) if slash else number.max_prefixlen
     bits = 0 if length == "0" else bits
     if bits is None or bits > number.max_prefixlen:
@@ -330,7 +327,7 @@ def _prefix(peer: str, suffix: str, text: str, key: str) -> _Prefix:
             raise _wrong_entry(text, key, reason, "put it in brackets", example)
         reason = f"{base_text.shown(length)} is not a valid prefix length of IPv{number.version}"
         raise _wrong_entry(text, key, reason, f"0 to {number.max_prefixlen}")
-    prefix = ipaddress.ip_network(f"{number}/{bits}", strict=False)
+    prefix = ip_network(f"{number}/{bits}", strict=False)
     if prefix.network_address != number:
         whole, single = (_written(str(peer), suffix) for peer in (prefix, number))
         right = f"{whole}, or {single} for the one address"
@@ -359,10 +356,8 @@ def _written(peer: str, suffix: str) -> str:
 
 def _not_a_peer(prefix: _Prefix) -> tuple[str, str] | None:
     """Return (reason, valid form) if no peer can have an address in a prefix, otherwise None."""
-    if prefix.version == 6 and prefix.subnet_of(ipaddress.IPv6Network("::ffff:0:0/96")):
-        number = ipaddress.IPv4Network(
-            (int(prefix.network_address) & 0xFFFFFFFF, prefix.prefixlen - 96)
-        )
+    if prefix.version == 6 and int(prefix.network_address) >> 32 == 0xFFFF:  # ::ffff:0:0/96
+        number = ip_network((int(prefix.network_address) & 0xFFFFFFFF, prefix.prefixlen - 96))
         plain = str(number.network_address) if number.prefixlen == 32 else str(number)
         return "it is IPv4-mapped", f'"{plain}"'
     if prefix.prefixlen == prefix.max_prefixlen and prefix.network_address.is_unspecified:

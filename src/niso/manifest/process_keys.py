@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from niso.base import signals
 from niso.base.errors import InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.base.native import lazy
+from niso.base.names import ip_address
 from niso.base.text import shown
 from niso.manifest import values
 from niso.manifest.values import join
@@ -23,10 +23,7 @@ from niso.plan.records import SENDS_RAW, PortMapping
 from niso.plan.specs import NOT_DEVICES, UNLIMITED, Device, taken
 
 if TYPE_CHECKING:
-    import ipaddress
     from typing import Any
-else:
-    ipaddress = lazy("ipaddress")  # it takes a millisecond, and few manifests need it
 
 
 # --- [service] and [deploy] ----------------------------------------------------------------------
@@ -313,7 +310,7 @@ def _address(text: str, key: str, name: str, names: set[str]) -> str:
         return ""
     if values.is_ipv4(name) and name.startswith("127."):
         return name
-    if values.is_ipv6(name) and ipaddress.IPv6Address(name) == ipaddress.IPv6Address(1):
+    if values.is_ipv6(name) and ip_address(name) == ip_address("::1"):
         return "::1"
     reason = f"{shown(name)} is not the service itself" if name else "it has no host"
     raise values.wrong(key, text, f"is not a valid URL here: {reason}", _RIGHT, _EXAMPLE)
