@@ -16,7 +16,7 @@ from refusals import refuses
 
 from niso.base import paths
 from niso.base.errors import Error
-from niso.runtime import crun, launch, lifecycle, status
+from niso.runtime import crun, lifecycle, status
 
 
 def ended(policy: str, code: int, *, stopping: bool = False) -> Path:
@@ -110,19 +110,19 @@ def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     python.chmod(0o755)
     module.touch()
     monkeypatch.setattr(sys, "executable", str(python))
-    monkeypatch.setattr(launch, "__file__", str(tmp_path / "exit_command.py"))
+    monkeypatch.setattr(status, "__file__", str(tmp_path / "exit_command.py"))
     other = tmp_path / "bin"
     other.mkdir()
     (other / "niso").write_text('#!/bin/sh\necho other "$@"\n')
     (other / "niso").chmod(0o755)
-    monkeypatch.setattr(launch, "_PATH", f"{other}:/usr/bin:/bin")
+    monkeypatch.setattr(status, "_PATH", f"{other}:/usr/bin:/bin")
     os.makedirs(paths.run_dir())
-    launch.write()
+    status.write_exit_script()
     return python
 
 
 def run() -> str:
-    argv = [launch.SHELL, launch.path(), "api", "/run/a b/run-0"]
+    argv = [status.SHELL, status.exit_script(), "api", "/run/a b/run-0"]
     return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
 
@@ -137,7 +137,7 @@ def test_exit_command_finds_niso_where_it_is_now(
     if gone == "version":  # the venv's Python leads to another version now
         shutil.move(script, script.with_name("python3.12"))
         script.symlink_to("python3.12")
-        launch.write()
+        status.write_exit_script()
         shutil.move(script.with_name("python3.12"), script.with_name("python3.13"))
         script.unlink()
         script.symlink_to("python3.13")
@@ -152,13 +152,13 @@ def test_another_niso_takes_the_exit_command_over(
     moved = script.with_name("python")
     script.rename(moved)
     monkeypatch.setattr(sys, "executable", str(moved))
-    launch.renew()
+    status.renew_exit_script()
     assert run().startswith("this ")
     assert os.listdir(paths.run_dir()) == ["on-exit"]
 
 
 def test_exit_command_is_not_made_before_it_is_needed() -> None:
-    launch.renew()
-    assert not os.path.exists(launch.path())
+    status.renew_exit_script()
+    assert not os.path.exists(status.exit_script())
     with pytest.raises((OSError, Error)):
-        launch.write()
+        status.write_exit_script()

@@ -19,7 +19,7 @@ from niso.look.session import Session
 from niso.manifest import load, process_keys
 from niso.plan.specs import UNLIMITED, MountedVolume, ProcessSpec
 from niso.reconcile import host_settings
-from niso.runtime import cgroups, launch, oci, sources, units, volumes
+from niso.runtime import cgroups, sources, units, volumes
 from niso.runtime.machine import Machine
 from niso.store.service_rows import ServiceRow
 
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from niso.change.attach import Attachment
     from niso.look.policies import PolicyEffect
     from niso.plan.verdict import PolicyContext
+    from niso.runtime import launch
 else:
-    boot = lazy("niso.change.boot")
+    boot, launch = lazy("niso.change.boot"), lazy("niso.runtime.launch")
 
 
 def activated(machine: Machine, outcomes: Sequence[Outcome]) -> None:
@@ -259,6 +260,8 @@ def _warn_of_rights(machine: Machine, names: list[str]) -> None:
 
 def _warn_of_capabilities(machine: Machine, row: ServiceRow, process: ProcessSpec) -> None:
     holder = machine.store.service(row.provider) if row.provider else row
+    from niso.runtime import oci
+
     more = {"host": oci.HOST_NETWORK, "bridge": oci.LINKED}
     means = oci.THE_MACHINE | more.get(holder.mode if holder else "", {})
     for capability in process.capabilities:

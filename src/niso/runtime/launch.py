@@ -27,13 +27,12 @@ import errno
 import fcntl
 import os
 import resource
-import sys
 import time
 from _thread import allocate_lock, get_native_id, start_new_thread
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 
-from niso.base import files, paths, signals
+from niso.base import paths, signals
 from niso.base.errors import ProcessError
 from niso.base.locks import open_lock
 from niso.base.named_tuples import TYPE_CHECKING
@@ -139,7 +138,7 @@ class Launch:
             guard = open_lock(".cgroup")
             self._held.callback(os.close, guard)
             fcntl.flock(guard, fcntl.LOCK_SH)
-            write()
+            status.write_exit_script()
             # A signal between the two would leave a thread and a conmon that no code ends.
             with signals_blocked():
                 self._creator = _Creator(spec, bundle, trees, secrets)
@@ -469,8 +468,8 @@ def _conmon_argv(spec: ProcessSpec, bundle: str, tid: int) -> list[str]:
         *("-l", f"k8s-file:{paths.LOG_NAME}", "--log-size-max", str(LOG_SIZE_MAX), "--no-sync-log"),
         *(("-l", "journald") if units.logs_to_journal(spec.service) else ()),
         *("--exit-dir", f"{bundle}/exits", "--persist-dir", f"{bundle}/persist", "--full-attach"),
-        *("--exit-command", SHELL),
-        *(f"--exit-command-arg={arg}" for arg in (path(), spec.service, bundle)),
+        *("--exit-command", status.SHELL),
+        *(f"--exit-command-arg={arg}" for arg in (status.exit_script(), spec.service, bundle)),
         *("--log-level", "warning"),
     ]
 
@@ -540,65 +539,6 @@ def _close() -> None:
         os.close(_base.pop())
 
 
-# --- the script that conmon runs at the end -------------------------------------------------------
-
-
-SHELL = "/bin/sh"
-"""The program that runs the script: /run is often mounted noexec."""
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/root/.local/bin"
-MODULE = "niso.runtime.on_exit"
-
-
-def path() -> str:
-    return os.path.join(paths.run_dir(), "on-exit")
-
-
-def text() -> str:
-    """Return the content of conmon's exit script, which runs this installation of niso.
-
-    After an upgrade of Python, the interpreter of a virtual environment still exists but does not
-    find the modules of the old version. The script therefore also checks that the target of the
-    interpreter's symbolic link still exists.
-    """
-    own = os.path.join(os.path.dirname(os.path.abspath(__file__)), "on_exit.py")
-    python = _quoted(sys.executable)
-    needs = (sys.executable, os.path.realpath(sys.executable), own)
-    return (
-        "# conmon runs this when a service of niso ends\n"
-        # so that stopping a thousand services at once does not start Python a thousand times for
-        # nothing
-        f'test -e "$2/{status.STOPPING}" && exit\n'
-        f"if {' && '.join(f'test -e {_quoted(name)}' for name in needs)}; then\n"
-        f'    exec {python} -I -m {MODULE} "$@"\n'
-        "fi\n"
-        f'PATH={_PATH} exec niso on-exit "$@"\n'
-    )
-
-
-def write() -> None:
-    """Write conmon's exit script unless it is up to date.
-
-    The caller must have the lock ``.cgroup`` in shared mode, so that a concurrent `remove_unused`
-    does not remove the script before the service has started.
-    """
-    wanted = os.fsencode(root.once(text))
-    if files.read(path()) == wanted:
-        return
-    draft = f"{path()}.{os.getpid()}.new"
-    with open(files.make(draft, 0o600), "wb") as file:
-        file.write(wanted)
-    files.rename(draft, path())
-
-
-def renew() -> None:
-    """Write conmon's exit script again if another installation of niso wrote it. Never raises."""
-    try:
-        if files.read(path()) is not None:
-            write()
-    except OSError:
-        return
-
-
 def remove_unused() -> None:
     """Delete unused skeletons of roots, and the exit script if no service has runtime files. Does
     nothing while a service is starting.
@@ -609,12 +549,8 @@ def remove_unused() -> None:
         fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
         root.remove_unused()
         if not status.services():
-            os.unlink(path())
+            os.unlink(status.exit_script())
     except (BlockingIOError, FileNotFoundError):  # a service is starting; no script
         return
     finally:
         os.close(guard)
-
-
-def _quoted(word: str) -> str:
-    return "'" + word.replace("'", "'\\''") + "'"

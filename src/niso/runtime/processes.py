@@ -45,7 +45,7 @@ class Processes:
 
     # --- start and stop ---
 
-    renew = staticmethod(launch.renew)
+    renew = staticmethod(status.renew_exit_script)
     require_room = staticmethod(lifecycle.require_room)
     begin = staticmethod(lifecycle.begin)
     finish = staticmethod(lifecycle.finish)

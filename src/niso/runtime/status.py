@@ -7,15 +7,21 @@ from this status.
 from __future__ import annotations
 
 import os
+import sys
 import time
 
 from niso.base import files, paths, signals
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.native import lazy
 from niso.plan.specs import ProcessSpec
 from niso.runtime import cgroups, crun
 
 if TYPE_CHECKING:
     from typing import Any
+
+    from niso.runtime import root
+else:
+    root = lazy("niso.runtime.root")
 
 
 STOPPING = "stopping"
@@ -275,3 +281,66 @@ def services() -> list[str]:
 
 def bundles(folder: str) -> list[str]:
     return [os.path.join(folder, name) for name in os.listdir(folder) if name.startswith("run-")]
+
+
+# --- the script that conmon runs at the end -------------------------------------------------------
+
+
+SHELL = "/bin/sh"
+"""The program that runs the script: /run is often mounted noexec."""
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/root/.local/bin"
+MODULE = "niso.runtime.on_exit"
+
+
+def exit_script() -> str:
+    return os.path.join(paths.run_dir(), "on-exit")
+
+
+def _script_text() -> str:
+    """Return the content of conmon's exit script, which runs this installation of niso.
+
+    After an upgrade of Python, the interpreter of a virtual environment still exists but does not
+    find the modules of the old version. The script therefore also checks that the target of the
+    interpreter's symbolic link still exists.
+    """
+    own = os.path.join(os.path.dirname(os.path.abspath(__file__)), "on_exit.py")
+    python = _quoted(sys.executable)
+    needs = (sys.executable, os.path.realpath(sys.executable), own)
+    return (
+        "# conmon runs this when a service of niso ends\n"
+        # so that stopping a thousand services at once does not start Python a thousand times for
+        # nothing
+        f'test -e "$2/{STOPPING}" && exit\n'
+        f"if {' && '.join(f'test -e {_quoted(name)}' for name in needs)}; then\n"
+        f'    exec {python} -I -m {MODULE} "$@"\n'
+        "fi\n"
+        f'PATH={_PATH} exec niso on-exit "$@"\n'
+    )
+
+
+def write_exit_script() -> None:
+    """Write conmon's exit script unless it is up to date.
+
+    The caller must have the lock ``.cgroup`` in shared mode, so that a concurrent call of
+    `launch.remove_unused` does not remove the script before the service has started.
+    """
+    wanted = os.fsencode(root.once(_script_text))
+    if files.read(exit_script()) == wanted:
+        return
+    draft = f"{exit_script()}.{os.getpid()}.new"
+    with open(files.make(draft, 0o600), "wb") as file:
+        file.write(wanted)
+    files.rename(draft, exit_script())
+
+
+def renew_exit_script() -> None:
+    """Write conmon's exit script again if another installation of niso wrote it. Never raises."""
+    try:
+        if files.read(exit_script()) is not None:
+            write_exit_script()
+    except OSError:
+        return
+
+
+def _quoted(word: str) -> str:
+    return "'" + word.replace("'", "'\\''") + "'"
