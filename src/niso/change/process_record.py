@@ -10,7 +10,7 @@ import os
 
 from niso.base.errors import InvalidInput, ProcessError
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.base.report import Report, event_class
+from niso.base.report import event_class
 from niso.change import scope
 from niso.change.scope import Target
 from niso.change.targets import FIRST_UID
@@ -172,14 +172,15 @@ def can_swap(processes: Processes, old: ProcessSpec | None, new: ProcessSpec) ->
     return same and processes.status(old.service).state == "running"
 
 
-def swap_or_restart(processes: Processes, spec: ProcessSpec, report: Report) -> None:
+def swap_or_restart(machine: Machine, row: ServiceRow) -> None:
     """Replace the hosts file of a running service, or restart the service if this is impossible.
 
     Raises ProcessError.
     """
+    processes, spec = machine.processes, row.require_process()
     try:
         processes.swap_hosts(spec)
     except ProcessError as error:
-        report(RestartingInstead(spec.service, error))
+        machine.report(RestartingInstead(spec.service, error))
         processes.stop(spec.service, spec.stop_timeout_s)
         processes.start(spec)

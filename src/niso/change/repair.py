@@ -234,7 +234,7 @@ def _of_service(machine: Machine, name: str, dry_run: bool = False) -> Iterator[
         yield WritingSpec(name), partial(_write_spec, processes, row)
         finding = None if dry_run else of_service(processes, row)
     if finding is not None and finding.defect == BLIND:
-        yield events.ShowingHosts(name), partial(_show_hosts, machine, row)
+        yield events.ShowingHosts(name), partial(process_record.swap_or_restart, machine, row)
     elif finding is not None:
         yield events.Starting(name), partial(_start_again, processes, row)
 
@@ -269,10 +269,6 @@ def _write_spec(processes: Processes, row: ServiceRow) -> None:
         processes.save(row.require_process())
     except OSError as error:
         raise Error(f"cannot write spec.json: {error.strerror}", service=row.name) from error
-
-
-def _show_hosts(machine: Machine, row: ServiceRow) -> None:
-    process_record.swap_or_restart(machine.processes, row.require_process(), machine.report)
 
 
 def _start_again(processes: Processes, row: ServiceRow) -> None:

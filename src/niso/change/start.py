@@ -72,11 +72,11 @@ def run(
     the reason, and Conflict if dependencies cannot be met. After an error the caller must stop what
     was started.
     """
-    processes, report = machine.processes, machine.report
+    processes = machine.processes
     for change in changes:
         if change.rehosts:
-            report(event_of(change.row, rehosts=True))
-            process_record.swap_or_restart(processes, change.row.require_process(), report)
+            machine.report(event_of(change.row, rehosts=True))
+            process_record.swap_or_restart(machine, change.row)
     begin = {change.name for change in changes if change.restarts}
     after = {name: needs for name, needs in (after or {}).items() if name in begin}
     needed = {name for needs in after.values() for name, state in needs.items() if state == HEALTHY}
