@@ -42,7 +42,10 @@ def choice(*texts: str) -> Any:
 
 
 def kind(of: Any) -> Kind:
-    """Convert a type annotation, such as ``tuple[str, ...]``, to the `Kind` that describes it."""
+    """Return which types a type annotation, such as ``tuple[str, ...]``, allows.
+
+    The result is a `Kind`: it maps each allowed type to the type of its content.
+    """
     if type(of) is UnionType:
         return {form: inside for part in of.__args__ for form, inside in kind(part).items()}
     if type(of) is GenericAlias:
@@ -57,7 +60,11 @@ def kind(of: Any) -> Kind:
 
 
 def field(table: Any, name: str) -> Kind:
-    """Return the `Kind` of the key ``name`` of the named tuple class ``table``, from a cache."""
+    """Return which types the value of a key may have.
+
+    ``table`` is the named tuple class that describes the key's table, and ``name`` is the key. The
+    types are returned as `kind` returns them, and cached.
+    """
     of = table.__annotations__[name]
     known = table.__module__, of
     if known not in _known:

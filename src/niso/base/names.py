@@ -250,7 +250,11 @@ _CHARACTERS_RIGHT = "a-z, 0-9, -"
 
 
 def wrong(key: str, value: object, reason: str, right: str, example: str = "") -> InvalidInput:
-    """Build the error for an invalid value. ``reason`` is a predicate: "is out of range"."""
+    """Build the error for the invalid value of a key.
+
+    ``reason`` says what is invalid, such as "is out of range". ``right`` says what is valid, such
+    as "1 to 65535".
+    """
     hint = f"for example {example}" if example else None
     error = InvalidInput(reason, hint, key, value=base_text.shown(value), right=right)
     error.example = example
@@ -258,7 +262,10 @@ def wrong(key: str, value: object, reason: str, right: str, example: str = "") -
 
 
 def require(text: str, key: str, reason: str | None, right: str, example: str = "") -> str:
-    """Return ``text`` if ``reason`` is None or "". Otherwise raise InvalidInput from `wrong`."""
+    """Return ``text`` if it is valid: ``reason`` is None or "". Otherwise raise InvalidInput.
+
+    `wrong` builds the error from the arguments.
+    """
     if reason:
         raise wrong(key, text, reason, right, example)
     return text

@@ -183,12 +183,15 @@ def locked(store: Store, services: Iterable[str]) -> ExitStack:
 
 
 def locked_instances(store: Store, names: Iterable[str]) -> ExitStack:
-    """Lock instances whose services are locked already. Return a context manager like `locked`."""
+    """Lock instances. The caller must already have locked the services that they belong to.
+
+    Returns a context manager, as `locked` does. At its end, it releases the locks.
+    """
     return _locked(store, sorted(names))
 
 
 def locked_one(store: Store, service: str) -> ExitStack:
-    """Lock a service. Return a context manager like `locked`."""
+    """Lock one service. Return a context manager that releases the lock, as `locked` does."""
     return _locked(store, [service])
 
 

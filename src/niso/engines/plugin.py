@@ -381,7 +381,10 @@ def save(path: str, value: Mapping[str, Any]) -> None:
 
 
 def one_line(error: Exception, call: str = "this call") -> str:
-    """Format an error of a call as one line, with the error's hint if it has one."""
+    """Format an error as one line for the engine, with the error's hint if it has one.
+
+    ``call`` names the engine's call, for errors about its arguments.
+    """
     if isinstance(error, ErrorGroup):
         return "; ".join(map(one_line, error.errors))
     if isinstance(error, Error):
@@ -390,6 +393,9 @@ def one_line(error: Exception, call: str = "this call") -> str:
 
 
 def malformed(error: Exception, call: str) -> str:
-    """Format ``error``, one of `MALFORMED`, as a message: ``call`` lacks a key or is malformed."""
+    """Format ``error``, one of `MALFORMED`, as a message: a call lacks a key or is malformed.
+
+    ``call`` names the engine's call in the message.
+    """
     what = f"has no {error}" if isinstance(error, KeyError) else f"is malformed: {error}"
     return f"{call} {what}"

@@ -651,14 +651,19 @@ def data_value(nest: bytes) -> bytes:
 
 
 def _pack_key(header: Header, key: Atoms) -> tuple[bytes, bytes]:
-    """Encode a key as bytes (first value, last value). Without intervals, the last value is b""."""
+    """Encode an element's key as bytes: the first and the last value of its interval.
+
+    The last value is b"" if the keys of the set or map are not intervals.
+    """
     first, last = _pack_fields(header.key, key)
     return first, last if header.interval else b""
 
 
 def _pack_fields(kinds: tuple[int, ...], atoms: Atoms) -> tuple[bytes, bytes]:
-    """Encode the fields of a key as bytes (first values, last values). If there are several fields,
-    each is padded to a multiple of 32 bits.
+    """Encode the fields of a key, which may be ranges, as bytes (first values, last values).
+
+    The two results differ only in fields that are ranges. If there are several fields, each is
+    padded to a multiple of 32 bits.
     """
     ranges = [pack_range(kind, atom) for kind, atom in zip(kinds, atoms, strict=True)]
     if len(ranges) == 1:

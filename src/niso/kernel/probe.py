@@ -108,9 +108,11 @@ class ProbePacket:
         return ""
 
     def wait(self, seconds: float, for_answer: bool = False) -> tuple[bool | None, bool]:
-        """Wait at most ``seconds`` until the packet arrives. Returns (arrived, answered). If no
-        namespace is watched, ``arrived`` is None and the function waits for the answer. With
-        ``for_answer``, the function always waits for the answer.
+        """Wait at most ``seconds`` for the packet to arrive or to be answered.
+
+        Returns (whether it arrived, whether it was answered). With ``for_answer``, the wait ends
+        only with the answer. If the arrival is not observed (no ``watched``), the first result is
+        None, and the wait also ends only with the answer.
         """
         deadline = time.monotonic() + seconds
         poll = select.poll()

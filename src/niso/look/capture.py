@@ -792,7 +792,11 @@ def _words(
 
 
 def _passes_by(context: PolicyContext, sent: _Ends, after: _Ends, proto: str) -> str:
-    """Return a phrase for why a traced packet passed: policy entries that allow it, or its path."""
+    """Return a phrase that says why a traced packet passed.
+
+    It names the published port that the packet used, and the policy entries that allow the packet.
+    If there are none, it is "no rule drops it".
+    """
     # policies match after DNAT and before masquerading
     both = evaluate(context, sent[0], after[2], after[3], proto)
     allowed = [reason.message for reason in both if reason.key]

@@ -456,7 +456,10 @@ def pages(picture: Picture) -> list[Picture]:
 
 
 def _marks(session: Session) -> dict[str, tuple[str, str]]:
-    """Return {service: (health, note about the policy)} for `dot`. Both can be ""."""
+    """Return the remarks that `dot` adds to services: {service: (health, note about the policy)}.
+
+    The health is "" if it is not known. The note is "" without a policy.
+    """
     store = session.store()
     lines = services.service_lines(session, store)
     policied = {*store.policied()}

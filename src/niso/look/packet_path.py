@@ -417,7 +417,10 @@ def other_family(
     packet: Packet,
     closed: Mapping[str, Collection[str]],
 ) -> ExplainedPacket | None:
-    """Explain the same packet with the other IP version, or return None without addresses of it."""
+    """Explain the same packet with the other IP version.
+
+    Returns None if ``source`` or ``destination`` has no address of that version.
+    """
     try:
         from_, to = ends(context, source, destination, 4 if packet.family == 6 else 6)
     except Error:
@@ -575,9 +578,11 @@ def _published(
 def _to_instances(
     store: Store, context: PolicyContext, packet: Packet, verdict: Verdict
 ) -> list[Object]:
-    """Return the nftables objects that replace a service address by the address of an instance. The
-    last object is the instance's slot, or the rule that selects a slot if the source port is
-    unknown.
+    """Return the nftables objects that translate a service address to an instance's address.
+
+    The service address has 64 slots, and a hash of the packet's source selects one. The last object
+    is the element of this slot. If the source port is unknown, the last object is the rule that
+    selects a slot.
     """
     name, address = verdict.destination
     network, family = network_of(context, address), family_of(address)

@@ -222,7 +222,10 @@ def _lost_ports(
 def _port_in_kernel(
     kernel: Kernel, store: Store, service: str, port: PortMapping
 ) -> PortMapping | None:
-    """Return a service's port as niso's nftables maps publish it, or None if they do not."""
+    """Return a published port of a service, with the host port in niso's nftables maps.
+
+    Returns None if the maps do not publish the port.
+    """
     own = store.addresses(service)
     first = [address for network, address in own if network == own[0][0]]
     for address in first if not port.host_port else ():

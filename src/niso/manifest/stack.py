@@ -370,8 +370,10 @@ def _refused(rule: Callable[[str, str], object], value: str, key: str) -> Invali
 def _top(
     data: dict[str, object], also: Also
 ) -> tuple[str, bool | None, dict[str, NetworkRequest], list[InvalidInput]]:
-    """Check a stack.toml except its services. Returns (stack's name, key ``prefix`` or None,
-    {name: network}, errors). ``also`` is as for `load`.
+    """Check all parts of a stack.toml except its services.
+
+    Returns (name of the stack, value of its key ``prefix`` or None, {name: network}, errors).
+    ``also`` returns further errors about a network.
     """
     shape = dict(data)
     if isinstance(items := data.get("service"), list):
@@ -547,8 +549,9 @@ def checked(
 ) -> Loaded:
     """Check a [services.NAME] table of a stack.toml, which is a complete manifest.
 
-    ``path`` is the stack.toml, and ``key`` the table's key path in it. ``owners`` is as for `load`.
-    Raises ErrorGroup. Errors have no file, except errors in environment files.
+    ``path`` is the stack.toml, and ``key`` the table's key path in it. If ``owners``
+    (uids) are given, only these users may be able to change the files. Raises ErrorGroup. Errors
+    have no file, except errors in environment files.
     """
     errors: list[Error] = []
     if "depends_on" in table:

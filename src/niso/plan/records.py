@@ -224,7 +224,9 @@ class Member(NamedTuple):
 
 
 class Policed(NamedTuple):
-    """An active service with its policy. If ``only`` is not None, elements are computed only for
+    """An active service with its policy, from which nftables elements are computed.
+
+    If ``only`` is None, the elements of the complete policy are computed, otherwise only those for
     peers whose addresses are in ``only``.
     """
 

@@ -204,8 +204,10 @@ def keep_manifest(copy: str, spec: ServiceSpec, internal: Iterable[str]) -> None
 
 
 def drop_manifest(copy: str) -> None:
-    """Delete the outdated manifest of a package copy that is kept only for a rollback.
-    `keep_manifest` writes a manifest again if the copy is activated. Raises Error.
+    """Delete the manifest in an earlier package copy, which only a rollback would use.
+
+    If the copy is activated again, `keep_manifest` writes the manifest of that activation into it.
+    Raises Error.
     """
     path = os.path.join(copy, MANIFEST)
     if os.path.isfile(path):
@@ -217,7 +219,7 @@ def drop_manifest(copy: str) -> None:
 
 
 def internal_networks(manifest: str) -> list[str]:
-    """Return the internal networks that the comment of `keep_manifest` lists in a manifest."""
+    """Return the internal networks in the comment that `keep_manifest` wrote into a manifest."""
     try:
         first, second, *_ = (files.read(manifest) or b"").split(b"\n", 2)
     except (OSError, ValueError):

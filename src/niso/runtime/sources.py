@@ -153,7 +153,11 @@ def _recorded(volume: MountedVolume, boot: str) -> MountedVolume:
 
 
 def problems(spec: ProcessSpec) -> Iterator[Error]:
-    """Yield an error for each path that no longer refers to the file of the activation."""
+    """Yield an error for each secret that cannot be read, and for each replaced rootfs or volume.
+
+    A rootfs or host volume is replaced if its path no longer refers to the file that was recorded
+    when the service was activated.
+    """
     for secret in spec.secrets:
         try:
             read_secret(secret)

@@ -156,7 +156,10 @@ def has_stand_in(service: str) -> bool:
 
 
 def hand_over(service: str, conmon: int | None) -> None:
-    """Make a new conmon the main process of its unit, and end the unit's stand-in process."""
+    """Make a service's new conmon the main process of its unit, instead of the stand-in process.
+
+    The stand-in then exits. ``conmon`` is the pid. Does nothing if the unit has no stand-in.
+    """
     if service not in _stand_ins or conmon is None:
         return
     hold, done, unit, _ = _stand_ins.pop(service)

@@ -306,7 +306,7 @@ class ServiceRows(Rows):
     # --- network modes ----------------------------------------------------------------------------
 
     def home(self, service: str) -> str:
-        """Return a service's provider, or the service itself if it has its own namespace."""
+        """Return the service whose network namespace a service uses, which may be itself."""
         return self._column(f"SELECT {_PROVIDER}", service)[0] or service
 
     def inactive_services(self) -> list[tuple[str, str, str]]:
@@ -359,8 +359,9 @@ class ServiceRows(Rows):
         return [PortMapping(*row) for row in rows]
 
     def addresses(self, service: str) -> list[tuple[str, str]]:
-        """Return (network, address) for each address of a service, in the order of its networks. A
-        sharer has its provider's addresses.
+        """Return (network, address) for each address of a service, in the order of its networks.
+
+        A service in the network namespace of another service has that service's addresses.
         """
         return self._run(
             "SELECT e.network, l.address FROM endpoint e"
@@ -836,7 +837,10 @@ class Instances(Rows):
         return int(rows.fetchone()[0] or 0) + 1
 
     def of_two_versions(self) -> list[str]:
-        """Return services with active instances of two versions, the newer one not recorded."""
+        """Return services with active instances of two versions, as during a deploy.
+
+        Services are left out if a deploy to the newer version is recorded.
+        """
         rows = self._db.execute(
             "SELECT i.front FROM instance i CROSS JOIN service s ON s.name=i.service AND s.active=1"
             " WHERE i.state IN (?, ?) GROUP BY i.front HAVING COUNT(DISTINCT i.version) > 1"

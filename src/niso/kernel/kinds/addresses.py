@@ -276,14 +276,18 @@ class _Routes(Kind[Route], of=Route):
 
 
 class RoutingRule(NamedTuple):
-    """A routing rule for one IP version, 4 or 6. ``drift`` describes how an existing rule differs
-    from the rule that niso adds. ``drift`` is "" if the rules are equal.
+    """A routing rule (ip-rule(8)) of niso for one IP version, 4 or 6.
 
-    The rules still apply after another program has flushed all nftables rules. ``name`` is one of:
+    niso's nftables rules set a packet mark on the packets that they have checked. The routing rules
+    reject packets without this mark, even after another program has flushed all nftables rules.
+    ``name`` is one of:
 
-    - the bridge of an internal network: the rule rejects unmarked packets from this bridge.
-    - a subnet: the rule rejects unmarked packets to the subnet.
+    - the bridge of an internal network: the rule rejects packets without the mark from this bridge.
+    - a subnet: the rule rejects packets without the mark to the subnet.
     - "lo SUBNET": the rule lets the host's own packets reach the subnet.
+
+    ``drift`` describes how an existing rule differs from the rule that niso adds. It is "" if the
+    rules are equal.
     """
 
     name: str

@@ -317,10 +317,11 @@ class Kind(Generic[T]):
 
     def batch(self, step: Step[T], writer: Writer) -> Hashable:
         """Return the key of the group that a step belongs to. Consecutive steps with the same key
-        are passed to `write` in one call. A step with the key None is written alone. Steps with the
-        key `TOGETHER` are executed by their rtnetlink messages (`messages`): they form one group
-        for each namespace, even if they are of different kinds, which `write` passes to
-        `Writer.send`.
+        are passed to `write` in one call. A step with the key None is written alone.
+
+        Steps with the key `TOGETHER` are executed by their rtnetlink messages (`messages`). They
+        form one group for each namespace, even if they are of different kinds. `write` passes this
+        group to `Writer.send`.
         """
         return None
 
@@ -332,7 +333,10 @@ class Kind(Generic[T]):
         raise NotImplementedError(f"{type(self).__name__}.messages")
 
     def write(self, writer: Writer, steps: Sequence[Any]) -> None:
-        """Execute steps that `batch` has grouped. Raises KernelError and OSError."""
+        """Change the kernel as the steps say. The steps form one group (see `batch`).
+
+        Raises KernelError and OSError.
+        """
         raise NotImplementedError(f"{type(self).__name__}.write")
 
 
