@@ -204,6 +204,13 @@ def _in_group(bridge: Bridge) -> Bridge:
     return bridge._replace(drift=", ".join(t for t in texts if not t.startswith("group ")))
 
 
+_MANY = 100
+"""So many veth pairs are deleted at once, and not first detached from their bridges. For each link
+that is detached, the kernel waits for RCU twice (dev_deactivate_many and
+netdev_rx_handler_unregister, net/).
+"""
+
+
 class Veth(NamedTuple):
     """A veth pair between the host and a service.
 
@@ -393,7 +400,8 @@ class _Veths(Kind[Veth], of=Veth):
 
     def write(self, writer: Writer, steps: Sequence[Step[Veth]]) -> None:
         step, names = steps[0], [step.obj.name for step in steps]
-        if step.action == "delete" and step.obj.netns in writer.deleted_netns:
+        is_detached = step.obj.netns in writer.deleted_netns and len(names) < _MANY
+        if step.action == "delete" and is_detached:
             writer.rtnl("").detach(names)  # deleted later, with its namespace
             writer.detached += names
         elif step.action == "delete":
