@@ -291,7 +291,7 @@ def asked_from(made: Cluster, name: str, by: str, address: str, times: int = 40)
 
 
 @pytest.mark.first
-def test_a_service_address_is_reached_from_other_hosts_and_deploys_lose_nothing(
+def test_a_service_address_is_reached_from_other_hosts(
     one: Cluster,
 ) -> None:
     b, c = one.hosts["b"].lab, one.hosts["c"].lab
@@ -324,7 +324,7 @@ def test_a_service_address_is_reached_from_other_hosts_and_deploys_lose_nothing(
     assert "web.1" not in one.niso("c", "net", "inspect", "backend").stdout
     # c's agent stands still: the former instances stay until it has seen that they leave
     one.pause_agent("c")
-    second = web(one, "b", "v2", network=rules, deploy=drain)
+    second = web(one, "b", "v2", network=rules, deploy=drain, service={"restart": "no"})
     deploy = b.popen("niso", "activate", second)
     one.wait("b", lambda: led_to(one, "b", vip).isdisjoint(led_to(one, "c", vip)), "swap on b")
     time.sleep(2)
@@ -333,23 +333,18 @@ def test_a_service_address_is_reached_from_other_hosts_and_deploys_lose_nothing(
     one.agents["c"].send_signal(signal.SIGCONT)
     assert deploy.wait(60) == 0
     assert asked_from(one, "c", "cli", vip, 5) == {"v2": 5}
-    load = Load(c, "niso-cli", vip, 80, "/0.1")
-    third = web(one, "b", "v3", network=rules, service={"restart": "no"})
-    one.niso("b", "activate", third)
-    seen, errors = load.failed()
-    assert errors == [] and {*seen} == {"v2", "v3"}
     one.check("b", "c")
     # without the cluster no version is replaced: c would go on with instances that have ended
     one.signal_etcd("a", signal.SIGKILL)
     assert "does not answer" in one.refused("b", "activate", web(one, "b", "v4", network=rules))
-    assert asked_from(one, "c", "cli", vip, 5) == {"v3": 5}
+    assert asked_from(one, "c", "cli", vip, 5) == {"v2": 5}
     one.start_etcd("a")
     # an instance whose process has ended leaves the slots of all hosts
     before = led_to(one, "c", vip)
     one.niso("b", "kill", serving(b)[0])
     one.wait("c", lambda: len(led_to(one, "c", vip)) == 1, "one instance on c")
     assert led_to(one, "c", vip) < before
-    assert asked_from(one, "c", "cli", vip, 20) == {"v3": 20}
+    assert asked_from(one, "c", "cli", vip, 20) == {"v2": 20}
     # b is lost: all its instances leave, and c takes the service over with its address
     one.kill_agent("b", by="c")
     one.wait("c", lambda: not led_to(one, "c", vip), "no instance on c")
