@@ -59,17 +59,6 @@ def test_lab_has_the_network_of_the_address_plan_and_no_other_link(lab: Lab) -> 
     ]
     assert lab.ip_json("route", "show", "default", netns="client") == []
     assert sorted(lab.run("ls", "/sys/class/net").stdout.split()) == ["lo", "uplink0"]
-
-
-def test_lab_says_at_once_that_there_is_no_way_out(lab: Lab) -> None:
-    said = lab.run("ping", "-c", "1", "-W", "5", "198.51.100.1", check=False)
-    assert said.returncode == 1
-    assert "From 192.0.2.2" in said.stdout, (
-        "the gateway refuses; silence would keep name look-ups waiting"
-    )
-
-
-def test_machines_of_the_segment_reach_each_other_by_both_families(lab: Lab) -> None:
     for netns, address in (
         ("client", "192.0.2.1"),
         ("client", "2001:db8::3"),
@@ -77,7 +66,10 @@ def test_machines_of_the_segment_reach_each_other_by_both_families(lab: Lab) -> 
         (None, "192.0.2.3"),
     ):
         lab.run("ping", "-c1", "-W5", address, netns=netns)
-    assert "192.0.2.2" in lab.run("ip", "netns", "exec", "client", "ip", "addr").stdout
+    said = lab.run("ping", "-c", "1", "-W", "5", "198.51.100.1", check=False)
+    assert said.returncode == 1 and "From 192.0.2.2" in said.stdout, (
+        "the gateway refuses; silence would keep name look-ups waiting"
+    )
 
 
 def test_lab_has_its_own_namespaces_marks_and_folders(lab: Lab) -> None:

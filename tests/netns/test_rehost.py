@@ -6,7 +6,6 @@ import time
 
 from conftest import Lab
 from services import busybox_rootfs, pid_of
-from stack_world import service, write
 
 BENT = """\
 #!/bin/sh
@@ -48,23 +47,3 @@ def test_service_that_bends_its_etc_has_nothing_unmounted(lab: Lab) -> None:
     assert "WROTE" not in lab.niso("logs", "bent").stdout
     lab.niso("restart", "bent")
     lab.niso("remove", "bent")
-
-
-def test_sharer_that_leaves_its_stack_while_its_provider_moves_ends(lab: Lab) -> None:
-    """It would follow the provider to the other hosts file, and it is one of those that end."""
-    folder = "/tmp/packages/web"
-    lab.write(
-        f"{folder}/manifest.toml",
-        '[package]\nname = "web"\nversion = "1"\n[binary]\nentrypoint = "/usr/bin/busybox"\nargs = ["sleep", "100000"]\n'
-        '[service]\nstop_timeout = "0s"\n',
-    )
-    networks = {"other": {"subnet": "10.99.9.0/24"}}
-    sharer = service("side", folder, mode="share", share="web", ports=["9001:80"])
-    lab.niso(
-        "stack",
-        "up",
-        write(lab, service("web", folder, networks=["other"]), sharer, networks=networks),
-    )
-    lab.niso("stack", "up", write(lab, service("web", folder, ports=["9001:80"])), timeout=60)
-    assert lab.niso("inspect", "side", "--json").stdout.count('"inactive"') == 1
-    assert lab.niso("net", "check").returncode == 0

@@ -215,36 +215,6 @@ def test_nft_lists_and_loads_the_rules(shop: Lab) -> None:
     assert shop.niso("net", "check").returncode == 0
 
 
-def test_a_host_port_leads_to_one_port_on_all_addresses_of_the_host(shop: Lab) -> None:
-    refused = shop.niso("port-forward", "web", "192.0.2.1:8080:81", check=False)
-    assert "8080:80 leads this host port to another port of 'web'" in refused.stderr
-    shop.niso("port-forward", "web", "192.0.2.1:8080:80")
-    assert "192.0.2.1:8080" in shop.niso("net", "ports").stdout
-    shop.niso("net", "check")
-    shop.niso("port-forward", "web", "192.0.2.1:8080:80", "--remove")
-    shop.niso("net", "check")
-
-
-@pytest.mark.parametrize("first", [True, False], ids=["added", "removed"])
-def test_a_port_is_whole_wherever_niso_was_killed(shop: Lab, first: bool) -> None:
-    for point in range(1, 30):
-        words = ("port-forward", "web", "9090:80", *(() if first else ("--remove",)))
-        if not first:
-            shop.niso(*words[:3])
-        died = shop.niso(*words, check=False, env={"NISO_FAILPOINT": f"{point}:kill"})
-        if died.returncode == 0:
-            break
-        shop.niso("port-forward", "cli", f"127.0.0.1:{7000 + point}:80")
-        shop.niso("net", "check")
-        ports = shop.niso("net", "ports").stdout
-        listed = shop.run("nft", "list", "map", "inet", "niso", "front_any4").stdout
-        assert ("9090" in ports) == ("9090" in listed), f"killed at step {point}"
-        if first and "9090" in ports:
-            shop.niso(*words, "--remove")
-    assert point > 3
-    shop.niso("port-forward", "web", "9090:80", "--remove", check=False)
-
-
 def test_one_line_for_the_service(shop: Lab) -> None:
     lines = {line["service"]: line for line in json.loads(shop.niso("ps", "--json").stdout)}
     assert lines["web"]["status"] == "3/3 running" and lines["web"]["health"] == "healthy"

@@ -10,12 +10,10 @@ from pathlib import Path
 import pytest
 from conftest import Lab, assert_whole
 from services import (
-    BUSYBOX,
     CLIENT,
     address,
     answer_names,
     busybox_rootfs,
-    echo,
     idle,
     on,
     package,
@@ -211,32 +209,6 @@ def test_host_and_extra_hosts_are_reached_by_name_from_static_addresses(lab: Lab
     assert_whole(lab)
     listener.kill()
     listener.wait()
-
-
-def test_each_address_on_shared_networks_has_a_name_and_the_nearest_the_plain_one(lab: Lab) -> None:
-    for number, name in enumerate(("one", "two"), 1):
-        lab.niso("net", "create", name, "--subnet", f"10.99.{number}.0/24")
-    refuse_names(lab)
-    lab.niso("activate", idle(lab, "api", network={"networks": ["two", "one"]}))
-    # db comes to a service that runs
-    lab.niso("activate", echo(lab, "db", network={"networks": ["one", "two"]}))
-
-    def known(*words: str) -> set[str]:
-        argv = ("exec", "api", "--", "/usr/bin/getent", *words)
-        return {line.split()[0] for line in lab.niso(*argv, check=False).stdout.splitlines()}
-
-    assert known("ahosts", "db") == {"10.99.2.3"}
-    assert known("ahosts", "db.one.niso.local") == {"10.99.1.3"}
-    argv = ("exec", "api", "--", "/usr/bin/getent", "hosts", "10.99.1.3")
-    assert lab.niso(*argv).stdout.split() == ["10.99.1.3", "db.one.niso.local"]
-    for name, source in (("db", "10.99.2.2"), ("db.one.niso.local", "10.99.1.2")):
-        argv = ("exec", "api", "--", BUSYBOX, "nc", "-w", "2", name, "80")
-        told = lab.wait_for(lambda argv=argv: lab.niso(*argv, check=False).stdout, 10, name)
-        assert told.split() == ["db", source]
-    lab.niso("activate", echo(lab, "db", network=on("two")))
-    assert known("ahosts", "db.one.niso.local") == set()
-    assert known("ahosts", "db") == {"10.99.2.3"}
-    assert lab.niso("net", "check").returncode == 0
 
 
 def test_resolv_conf_is_the_hosts_with_the_upstreams_of_a_loopback_resolver(lab: Lab) -> None:

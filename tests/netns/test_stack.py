@@ -173,36 +173,3 @@ def test_all_is_as_before_if_one_of_two_new_versions_fails(lab: Lab) -> None:
     assert lab.niso("net", "check").returncode == 0
     up(lab, fronts(lab, "v3", "v3"))
     assert (page(lab, 8080), page(lab, 8081)) == ("v3", "v3")
-
-
-def test_failed_first_up_of_services_with_instances_leaves_nothing(lab: Lab) -> None:
-    lab.niso("activate", server(lab, "base", healthcheck=HEALTHY))
-    lab.path("/var/lib/niso/volumes").mkdir(exist_ok=True)
-    before = snapshots.take(lab)
-    folder = fronts(lab)
-    needs(lab, "cli", "web", 81)  # no instance listens there
-    assert "cli: its process ended at once" in refused(lab, "stack", "up", folder)
-    assert instances(lab) == {} and page(lab, 8081) == ""
-    assert snapshots.differences(before, snapshots.take(lab)) == []
-    assert lab.niso("net", "check").returncode == 0
-
-
-def test_instances_leave_with_their_service(lab: Lab) -> None:
-    folder = fronts(lab, prefix=True)
-    up(lab, folder)
-    assert members(lab) == ["shop-api", "shop-cli", "shop-web"]
-    assert instances(lab).keys() == {"shop-api.1", "shop-api.2", "shop-web.1", "shop-web.2"}
-    text = lab.path(f"{folder}/stack.toml").read_text()
-    head, _, others = text.partition("[[service]]")
-    kept = [part for part in others.split("[[service]]") if 'name = "api"' in part]
-    lab.write(f"{folder}/stack.toml", head + "".join(f"[[service]]{part}" for part in kept))
-    said = up(lab, folder)
-    assert "shop-web" in said
-    assert instances(lab).keys() == {"shop-api.1", "shop-api.2"}
-    assert ps(lab, "shop-web")["status"] == "inactive"
-    assert page(lab, 8080) == "v1" and page(lab, 8081) == ""
-    assert lab.niso("net", "check").returncode == 0
-    lab.niso("remove", "shop-web", "--volumes")
-    lab.niso("stack", "down", folder)
-    assert instances(lab) == {}
-    assert lab.niso("net", "check").returncode == 0

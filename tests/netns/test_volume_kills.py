@@ -53,15 +53,14 @@ def test_kill_while_a_volume_is_made_leaves_it_whole_or_not_at_all(lab: Lab) -> 
 def test_volume_of_an_activation_that_was_killed_is_deleted_by_the_next_command(lab: Lab) -> None:
     folder = with_volumes(lab, "api", data={"mount": "/data"})
     lab.niso("activate", idle(lab, "other"))
-    die_before(lab, "start the process of api", "activate", folder)
+    die_before(lab, "start the process of api", "activate", folder, first=20)
     lab.run("touch", f"{KEPT}/api/data/half")
     lab.niso("restart", "other")
     assert not lab.path(f"{KEPT}/api").exists()
     lab.niso("activate", folder)
     sh(lab, "api", "echo x >/data/file")
-    die_before(
-        lab, "start the process of api", "activate", with_volumes(lab, "api", data={"mount": "/d"})
-    )
+    moved = with_volumes(lab, "api", data={"mount": "/d"})
+    die_before(lab, "start the process of api", "activate", moved, first=10)
     lab.niso("restart", "other")
     assert sh(lab, "api", "cat /data/file") == "x\n"
 

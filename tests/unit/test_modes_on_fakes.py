@@ -177,3 +177,43 @@ def test_explain_and_ping_say_what_a_mode_means(world: World) -> None:
         assert f"{to} has mode {mode}" in world.refused("net", "explain", to, "peer:80", status=2)
     world.niso("deactivate", "side")
     assert "side is not active" in world.refused("net", "ping", "side", "peer")
+
+
+def test_each_mode_is_listed_as_what_it_is(world: World) -> None:
+    api_and_side(world)
+    for name, network in (("alone", MODES["none"]), ("open", MODES["host"])):
+        world.activate(world.package(name, network=network))
+    rows = {row["service"]: row for row in json.loads(world.niso("ps", "--json").stdout)}
+    shown = {name: (row["mode"], row["address"]) for name, row in rows.items()}
+    at = shown["api"][1]
+    assert len(at) == 1
+    assert shown == {
+        "api": ("bridge", at),
+        "side": ("share", at),
+        "alone": ("none", []),
+        "open": ("host", []),
+    }
+    ports = {
+        n: [(p["host_port"], p["container_port"]) for p in r["ports"]] for n, r in rows.items()
+    }
+    assert ports == {"api": [(8080, 80)], "side": [(9090, 90)], "alone": [], "open": []}
+    inspected = {n: json.loads(world.niso("inspect", n, "--json").stdout) for n in rows}
+    assert (inspected["side"]["shares"], inspected["api"]["shared_by"]) == ("api", ["side"])
+    spaces = {name: one["netns"] for name, one in inspected.items()}
+    assert spaces["side"] == spaces["api"] == "/run/netns/niso-api" and spaces["open"] is None
+    assert inspected["alone"]["endpoints"] == []
+    lines = world.niso("net", "inspect", "backend").stdout.splitlines()
+    found = [line.split()[:2] for line in lines if line.startswith("  ")]
+    assert found == [["api", *at], ["side", *at]]
+
+
+def test_sharer_of_a_dual_stack_provider_is_published_by_both_families(world: World) -> None:
+    world.make("six", "10.99.6.0/24", "fd00:99:6::/64")
+    world.activate(world.package("api", network={"networks": ["six", "backend"]}))
+    world.activate(world.package("side", network=SIDE))
+    rows = json.loads(world.niso("net", "ports", "--json").stdout)
+    assert [row["host"] for row in rows] == ["0.0.0.0:9090", "[::]:9090"]
+    elements = {key[1]: one for key, one in world.kernel.elements.items() if 9090 in key[2]}
+    assert elements["publish_any4"].value == ("10.99.6.2", 90)
+    assert elements["publish_any6"].value == ("fd00:99:6::2", 90)
+    world.assert_whole()

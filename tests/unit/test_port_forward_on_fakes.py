@@ -361,3 +361,16 @@ def test_services_swap_ports_in_one_activation_unless_a_third_is_in_the_way(worl
     )
     assert (world.ports("one"), world.ports("two")) == (["6002:80"], ["6001:80"])
     world.assert_whole()
+
+
+def test_host_port_of_a_service_address_leads_to_one_port_on_all_addresses(world: World) -> None:
+    tables = {"service": {"replicas": 2}, "healthcheck": {"command": ["true"]}}
+    network = {"ports": ["8080:80"]}
+    world.activate(world.package("web", network=network, deploy={"monitor": "0s"}, **tables))
+    said = world.refused("port-forward", "web", "192.0.2.1:8080:81")
+    assert "8080:80 leads this host port to another port of 'web'" in said
+    world.niso("port-forward", "web", "192.0.2.1:8080:80")
+    assert "192.0.2.1:8080" in world.niso("net", "ports").stdout
+    world.assert_whole()
+    world.niso("port-forward", "web", "192.0.2.1:8080:80", "--remove")
+    world.assert_whole()

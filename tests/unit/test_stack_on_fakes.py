@@ -318,3 +318,43 @@ def test_services_that_are_not_up_are_shown_too(world: World) -> None:
     ):
         assert said in world.refused("stack", *words, status=2)
     assert "stack.toml: no such file" in world.refused("stack", "up", f"{folder}/db")
+
+
+def test_instances_come_and_leave_with_their_service_or_not_at_all(world: World) -> None:
+    tables = {"service": {"replicas": 2}, "healthcheck": {"command": ["true"]}}
+    deploy = {"monitor": "0s", "drain": "0s"}
+    for name, port in (("api", 8080), ("web", 8081)):
+        world.package(name, network={"ports": [f"{port}:80"]}, deploy=deploy, **tables)
+    world.package("cli")
+
+    def instances() -> list[str]:
+        rows = json.loads(world.niso("ps", "--instances", "--json").stdout)
+        return [row["service"] for row in rows if "." in row["service"]]
+
+    world.activate(world.package("base"))
+    before = world.picture()
+    world.processes.dies["cli"] = 1
+    assert "cli" in world.refused("stack", "up", world.stack("api", "web", "cli"))
+    assert world.picture() == before and instances() == []
+    world.processes.dies.clear()
+    world.niso("stack", "up", world.stack("api", "web", "cli"))
+    assert instances() == ["api.1", "api.2", "web.1", "web.2"]
+    said = world.niso("stack", "up", world.stack("api")).stdout
+    assert "web" in said and instances() == ["api.1", "api.2"]
+    rows = {row["service"]: row for row in json.loads(world.niso("ps", "--json").stdout)}
+    assert rows["web"]["status"] == "inactive"
+    world.assert_whole()
+    world.niso("stack", "down", world.stack("api"))
+    assert instances() == []
+    world.assert_whole()
+
+
+def test_sharer_that_leaves_its_stack_while_its_provider_moves_ends(world: World) -> None:
+    """It would follow the provider to the other hosts file, and it is one of those that end."""
+    world.package("web", network={"networks": ["other"]})
+    world.package("side", network={"mode": "share", "share": "web", "ports": ["9001:80"]})
+    world.niso("stack", "up", world.stack("web", "side", other="10.99.9.0/24"))
+    world.package("web", network={"ports": ["9001:80"]})
+    world.niso("stack", "up", world.stack("web"))
+    assert json.loads(world.niso("inspect", "side", "--json").stdout)["status"] == "inactive"
+    world.assert_whole()
