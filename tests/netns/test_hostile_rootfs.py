@@ -127,29 +127,6 @@ def test_etc_that_leads_out_or_is_no_folder_becomes_the_services_own(lab: Lab, w
     lives(lab, hostile(lab, f"rm -rf etc; {way}"))
 
 
-@pytest.mark.parametrize(
-    ("link", "words"),
-    [
-        ("ln -s / app", "its /app leads to /, which niso's mount at / would hide"),
-        ("ln -s /etc run", "its /run leads to /etc, which niso's mount at /etc would hide"),
-        ("rm -r etc; ln -s /tmp/x etc; ln -s y tmp; ln -s . y", "its /tmp leads to /, which"),
-        (
-            "mkdir proc; ln -s ../proc app",
-            "its /app leads to /proc, which niso's mount at /proc would hide",
-        ),
-        (
-            "rm -r etc; mkdir dev; ln -s /dev etc",
-            "its /etc leads to /dev, which niso's mount at /dev would hide",
-        ),
-    ],
-)
-def test_link_that_would_have_a_mount_hide_the_root_is_refused_by_name(
-    lab: Lab, link: str, words: str
-) -> None:
-    said = refused(lab, "activate", hostile(lab, link))
-    assert f"/manifest.toml: package.rootfs: {words}" in said
-
-
 def test_working_folder_and_entrypoint_do_not_lead_out(lab: Lab) -> None:
     lab.run("sh", "-c", f"cp {BUSYBOX} {OUTSIDE}/busybox; mkdir -p {OUTSIDE}/work")
     said = refused(

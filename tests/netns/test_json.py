@@ -166,30 +166,3 @@ def test_every_command_prints_what_the_reference_says(lab: Lab) -> None:
     others = {name for name in RESULTS if name.startswith("cluster ") or "--all-hosts" in name}
     others |= {"firewall enable", "firewall disable", "kubernetes enable"}  # test_systemd_units
     assert seen == set(RESULTS) - others
-
-
-WRONG = (
-    (["ps", "--json", "--colour"], 2),
-    (["inspect", "x", "--json"], 1),
-    (["activate", "--json", "/tmp/none"], 1),
-    (["net", "explain", "x", "y", "--json"], 2),
-    (["activate", "--json", "/tmp/bad"], 1),
-)
-
-
-def test_errors_are_an_object_a_line_on_stderr(lab: Lab) -> None:
-    bad = '[package]\nname = "Bad"\n[binary]\nentrypoint = "sh"\n[network]\nports = ["x"]\n'
-    lab.write("/tmp/bad/manifest.toml", bad)
-    for words, status in WRONG:
-        done = lab.niso(*words, check=False)
-        assert done.returncode == status and done.stdout == ""
-        errors = [json.loads(line) for line in done.stderr.splitlines()]
-        assert len(errors) == (3 if "/tmp/bad" in words else 1)
-        for error in errors:
-            assert set(error) == {"error"} and set(error["error"]) == {"message", "hint", "key"}
-            assert error["error"]["message"]
-    assert {error["error"]["key"] for error in errors} == {
-        "package.name",
-        "package.version",
-        "network.ports[0]",
-    }

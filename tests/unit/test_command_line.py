@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pathlib
 import re
@@ -624,3 +625,26 @@ def test_path_of_the_host_that_is_not_there_is_told_before_anything_changes(
     host.rmdir()
     said = world.refused("restart", "api")
     assert f"niso: api: volumes.data.host: {host} is gone, it was the folder" in said
+
+
+def test_errors_are_an_object_a_line_on_stderr(world: World) -> None:
+    bad = world.package("bad", network={"ports": ["x"]}, package={"name": "Bad"})
+    for words, status, keys in (
+        (("ps", "--json", "--colour"), 2, {None}),
+        (("inspect", "x", "--json"), 1, {None}),
+        (("activate", "--json", "/tmp/none"), 1, {None}),
+        (("net", "explain", "x", "y", "--json"), 2, {None}),
+        (
+            ("activate", "--json", bad),
+            1,
+            {"package.name", "package.version", "network.ports[0]"},
+        ),
+    ):
+        done = world.niso(*words, check=False)
+        assert done.returncode == status and done.stdout == "", (words, done)
+        errors = [json.loads(line) for line in done.stderr.splitlines()]
+        for error in errors:
+            assert set(error) == {"error"} and set(error["error"]) == {"message", "hint", "key"}
+            assert error["error"]["message"]
+        assert {error["error"]["key"] for error in errors} == keys, words
+        assert len(errors) == len(keys)

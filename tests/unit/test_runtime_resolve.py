@@ -363,3 +363,25 @@ def test_volume_whose_path_in_the_rootfs_leads_to_another_mount_is_refused(
         world.activate(package)
     (root / "data").unlink()
     world.activate(package)  # nothing else is wrong with it
+
+
+@pytest.mark.parametrize(
+    ("links", "words"),
+    [
+        ({"app": "/"}, "its /app leads to /, which niso's mount at / would hide"),
+        ({"run": "/etc"}, "its /run leads to /etc, which niso's mount at /etc would hide"),
+        ({"etc": "/tmp/x", "tmp": "y", "y": "."}, "its /tmp leads to /, which"),
+        ({"app": "../proc"}, "its /app leads to /proc, which niso's mount at /proc would hide"),
+        ({"etc": "/dev"}, "its /etc leads to /dev, which niso's mount at /dev would hide"),
+    ],
+)
+def test_link_that_would_have_a_mount_hide_the_root_is_refused_by_name(
+    world: World, links: dict[str, str], words: str
+) -> None:
+    manifest = world.package("evil", package={"name": "evil", "version": "1", "rootfs": "rootfs"})
+    rootfs = world.folder / "evil/rootfs"
+    for name in {"bin", "dev", "etc", "proc"} - set(links):
+        (rootfs / name).mkdir(parents=True)
+    for name, target in links.items():
+        (rootfs / name).symlink_to(target)
+    assert f"{manifest}: package.rootfs: {words}" in world.refused("activate", manifest)
