@@ -19,11 +19,16 @@ from niso.plan import specs
 
 Parser = Callable[[str, str], object]
 
+
+def duration(text: str, key: str) -> float:
+    return values.duration(text, key, 0.0)
+
+
 ACCEPTED: list[tuple[Parser, str, object]] = [
-    (values.duration, "200ms", 0.2),
-    (values.duration, "5s", 5.0),
-    (values.duration, "2m", 120.0),
-    (values.duration, "1h", 3600.0),
+    (duration, "200ms", 0.2),
+    (duration, "5s", 5.0),
+    (duration, "2m", 120.0),
+    (duration, "1h", 3600.0),
     (BY_PATH["service.stop_timeout"].rule.parse, "0s", 0.0),
     (BY_PATH["service.restart_delay"].rule.parse, "10ms", 0.01),
     (BY_PATH["service.restart_delay"].rule.parse, "1m", 60.0),
@@ -73,7 +78,7 @@ def test_right_value_is_parsed(parser: Parser, text: str, value: object) -> None
 
 REFUSED: list[tuple[Parser, list[str]]] = [
     (
-        values.duration,
+        duration,
         [
             "",
             "5",
