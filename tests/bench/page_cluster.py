@@ -106,7 +106,7 @@ def cluster(found: Found, drawn: set[str]) -> list[str]:
         "",
         prose(
             "Three labs on one virtual link act as hosts. Each lab runs a member of etcd, with its data on tmpfs, and an agent. They use TLS."
-            " The targets for traffic are 0.85 of the underlay's rate for connections, and 0.9 for throughput. Services have no"
+            " The targets for traffic are 0.85 of the bare tunnel's rate for connections, and 0.95 for throughput. Services have no"
             " process. The many services on other hosts exist only as claims, in a real etcd. A request is a connection"
             " to another host, which answers with one byte."
         ),
