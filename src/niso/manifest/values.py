@@ -50,7 +50,7 @@ def port_number(text: str) -> int | None:
     return number if number and number <= 65535 else None
 
 
-def duration(text: str, key: str, low: float, high: float = 86_400.0) -> float:
+def duration(text: str, key: str, low: float = 0.0, high: float = 86_400.0) -> float:
     """Parse a duration such as ``200ms``, ``5s``, ``2m`` or ``1h`` to seconds. Raises InvalidInput
     if the text is invalid, or if the duration is less than ``low`` or more than ``high`` seconds.
     """
