@@ -31,7 +31,6 @@ from niso.plan.verdict import (
     addresses_of,
     contains,
     decide,
-    is_broadcast,
     is_host,
     leaves_by,
     network_of,
@@ -370,7 +369,7 @@ def explain(
         context.services.get(party.service) for party in (verdict.source, verdict.receiver)
     )
     walks = _leaves_netns(context, packet, sender)
-    path, dropping = _path(store, context, packet, verdict, sender, receiver)
+    path, deciding = _path(store, context, packet, verdict, sender, receiver)
     egress: _Rules = ()
     ingress: _Rules = ()
     if walks:
@@ -383,11 +382,12 @@ def explain(
     if walks and (verdict.path.passes or verdict.path.is_late):
         counted = egress
         if verdict.egress.passes:
-            counted += ingress + (dropping if verdict.ingress.passes else ())
-    elif dropping:
+            is_dropped = verdict.path.is_late and verdict.ingress.passes
+            counted += ingress + (deciding if is_dropped else ())
+    elif deciding:
         # chain between counts a broadcast for each port, and most wrong IPv6 packets are not sent
-        is_counted = packet.family == 4 and dropping[0].container != "between"
-        counted = dropping if is_counted or dropping[0].table == ruleset.INET else ()
+        is_counted = packet.family == 4 and deciding[0].container != "between"
+        counted = deciding if is_counted or deciding[0].table == ruleset.INET else ()
     link = _closed_link(context, packet, verdict, closed)
     if link:
         message = f"the host forwards no packets from {link}: net/ipv4/conf/{link}/forwarding is 0"
@@ -447,11 +447,11 @@ def _path(
     sender: KnownService | None,
     receiver: KnownService | None,
 ) -> tuple[_Rules, _Rules]:
-    """Return the nftables objects on a packet's path, and of these the rule that drops it, if any.
+    """Return the nftables objects on a packet's path, and the rule of its verdict, if any.
 
     Both are in the kernel's order. A rule that the packet never reaches is not part of the result.
     """
-    dropping = _static(*verdict.path.rule) if verdict.path.rule else ()
+    deciding = _static(*verdict.path.rule) if verdict.path.rule else ()
     entered = network_of(context, packet.source) if sender else None
     target = verdict.destination.address
     objects: list[Object] = []
@@ -467,42 +467,20 @@ def _path(
             objects += _port_elements(store, sender, receiver or sender, entered, packet.source)
     if target != packet.destination:
         objects += _published(context, packet, verdict, entered)
-    if verdict.path.passes:
-        if verdict.instances:
-            objects += _to_instances(store, context, packet, verdict)
-        if not (sender and receiver and sender.host and receiver.host):  # else on other hosts
-            reached = network_of(context, target)
-            objects += _passing(context, packet, sender, entered, reached)
-    return (*objects, *dropping), dropping
+    if verdict.path.passes and verdict.instances:
+        objects += _to_instances(store, context, packet, verdict)
+    if verdict.path.passes and sender and receiver and sender.host and receiver.host:
+        return tuple(objects), ()  # no rule of this host sees it
+    return (*objects, *deciding), deciding
 
 
-def _passing(
-    context: PolicyContext,
-    packet: Packet,
-    sender: KnownService | None,
-    entered: NetworkRecord | None,
-    reached: NetworkRecord | None,
-) -> _Rules:
-    if sender is None or entered is None or is_host(context, packet.destination):
-        return ()
-    if is_broadcast(context, ipaddress.ip_address(packet.destination)):
-        return _static(ruleset.BRIDGE, "between", "on a network with multicast")
-    if reached is None:
-        word = "ip" if packet.family == 4 else "ip6"
-        return _static(ruleset.INET, "postrouting", f"{word} saddr @subnets")
-    # a bridge without connection tracking switches frames without evaluating these rules
-    if reached.name == entered.name and (reached.publishes or reached.policed):
-        return _static(ruleset.INET, "forward", "@same_bridge accept", 1)
-    return ()
-
-
-def _static(table: str, chain: str, fragment: str, last: int = 0) -> _Rules:
-    """Return the first rule of a chain that contains ``fragment``, or with ``last`` the last."""
+def _static(table: str, chain: str, fragment: str) -> _Rules:
+    """Return the rule of a chain that is ``fragment``, or else the first that contains it."""
     rules = ruleset.rules_of(table, chain)
-    found = [
-        Object(table, chain, text, place) for place, text in enumerate(rules) if fragment in text
-    ]
-    return tuple(found[-1:] if last else found[:1])
+    places = [place for place, text in enumerate(rules) if fragment in text]
+    if fragment in rules:
+        places = [rules.index(fragment)]
+    return tuple(Object(table, chain, rules[place], place) for place in places[:1])
 
 
 def _object(element: Element) -> Object:

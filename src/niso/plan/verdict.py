@@ -32,12 +32,13 @@ from niso.plan.records import (
 _PORTED_TOO = ("33", "136")  # DCCP, UDP-Lite
 
 Rule = tuple[str, str, str]
-"""A rule of `niso.kernel.ruleset`: (table, chain, a part of the rule's text)."""
+"""A rule of `niso.kernel.ruleset`: (table, chain, the rule's text or a part of it)."""
 
 _SPOOFED = (BRIDGE, "from_port", "not its own address")
 _BETWEEN = (BRIDGE, "between", "broadcast, multicast")
 _ABSENT = (INET, "from_bridge", "to an address that no service has")
 _INTERNAL = (INET, "forward", "out of an internal network")
+_SAME_BRIDGE = (INET, "forward", "iifname . oifname @same_bridge accept")
 _NOT_PUBLISHED = (INET, "forward", "not published")
 _NO_PORTS = {family: (INET, f"away{family}", "without ports") for family in (4, 6)}
 _AFTER_POLICIES = {_NOT_PUBLISHED, *_NO_PORTS.values()}
@@ -56,7 +57,7 @@ class Reason(NamedTuple):
     """The result of one check of a packet (path, egress or ingress), and the reason for the result.
     ``service``, ``key`` and ``text`` identify the manifest entry that decides, or are "". With
     ``audits``, the entry would deny the packet, but its policy is in its audit period. ``rule`` is
-    the rule of this host that drops the packet because of its path, if any.
+    the rule of this host that drops the packet because of its path, or that shows why it passes.
     """
 
     passes: bool
@@ -485,7 +486,8 @@ def _to_all(context: PolicyContext, packet: _Packet) -> Reason:
         return _drop(f"{to} is the broadcast address of another network")
     if packet.proto != "udp":
         return _drop(f"network {entered} passes broadcast and multicast of UDP only", rule=rule)
-    return _accept(f"network {entered} passes UDP multicast and broadcast to all its services")
+    message = f"network {entered} passes UDP multicast and broadcast to all its services"
+    return _accept(message, rule=(BRIDGE, "between", "on a network with multicast"))
 
 
 def _is_name_server_elsewhere(context: PolicyContext, packet: _Packet) -> bool:
@@ -544,8 +546,11 @@ def _to_service(
         )
     if network == entered:
         wire = ", by VXLAN" if sender.host != known.host else ""
+        on = context.networks[network]
+        # a bridge without connection tracking switches frames without evaluating the rule
         return _accept(
-            f"{_on_host(sender)} and {_on_host(known)} are both on network {network}{wire}"
+            f"{_on_host(sender)} and {_on_host(known)} are both on network {network}{wire}",
+            rule=_SAME_BRIDGE if on.publishes or on.policed else None,
         )
     return _drop(
         f"networks {entered} and {network} are isolated from each other:"
@@ -596,7 +601,8 @@ def _outwards(context: PolicyContext, packet: _Packet) -> Reason:
             " for the host",
             rule=_NO_PORTS[to.version],
         )
-    return _accept(f"network {packet.entered} has access to the outside")
+    rule = (INET, "postrouting", f"saddr @subnets{to.version}")
+    return _accept(f"network {packet.entered} has access to the outside", rule=rule)
 
 
 def _later_link(context: PolicyContext, address: Address) -> str:
