@@ -12,6 +12,7 @@ from conftest import TESTS, Lab
 from containerd_world import IMAGE, SOCKET, Containerd, needs_containerd
 from cri import Cri, Refused, framed
 from deb_world import Packages
+from samples import LONG
 from services import BUSYBOX, CLIENT, HOST, answer, ask, echo, echo_in, idle, inspect, on, ps
 
 NISO = f"{sys.prefix}/bin/niso-cni"
@@ -39,6 +40,7 @@ def test_niso_is_a_plugin_by_the_specification(niso: Plugin) -> None:
     assert niso.lab.niso("ps").stdout.count("\n") == 1
 
 
+@pytest.mark.skipif(not LONG, reason="part of ./dev test-long")
 @pytest.mark.skipif(not BRIDGE.exists(), reason="./dev test unpacks Debian's plugins")
 def test_the_driver_judges_debians_bridge_too(lab: Lab) -> None:
     """It meets the other demands, so these are not niso's alone."""
