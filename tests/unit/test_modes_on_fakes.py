@@ -217,3 +217,13 @@ def test_sharer_of_a_dual_stack_provider_is_published_by_both_families(world: Wo
     assert elements["publish_any4"].value == ("10.99.6.2", 90)
     assert elements["publish_any6"].value == ("fd00:99:6::2", 90)
     world.assert_whole()
+
+
+def test_hostname_of_a_provider_reaches_its_sharers(world: World) -> None:
+    api_and_side(world)
+    renamed = world.package("api", network=API | {"hostname": "web"})
+    done = world.niso("activate", renamed).stdout
+    assert [line.split(":")[0] for line in done.splitlines()] == ["api", "side"]
+    for name in ("api", "side"):
+        assert world.processes.current[name].spec.hostname == "web"
+    world.assert_whole()
