@@ -23,7 +23,8 @@ def checked(text: str) -> subprocess.CompletedProcess[str]:
 
 def added_and_deleted(elements: list[Element]) -> str:
     """Return the ruleset, statements that add all elements to it, and others that delete them."""
-    edits = [(verb, element) for verb in ("add", "delete") for element in elements]
+    each = {element.key(): element for element in elements}.values()
+    edits = [(verb, element) for verb in ("add", "delete") for element in each]
     return "\n".join([ruleset.TABLES, *(element.statement(verb) for verb, element in edits)])
 
 
