@@ -68,9 +68,6 @@ def test_rates_of_real_traffic_and_the_screen(lab: Lab) -> None:
     assert re.search(rf"^web +db:80/tcp +\d\S* \w?b/s +\d+\.\d +pass +{by}$", flows, re.MULTILINE)
     kept = rf"web:{port} +db:80/tcp +established +\d+\.\d\d ms +0 +5\.0 kB +5\.0 kB"
     assert re.search(kept, sockets), sockets
-    for wrong in (["nobody"], ["-n", "0"]):
-        done = lab.niso("top", *wrong, check=False)
-        assert done.returncode in (1, 2) and "Traceback" not in done.stderr and not done.stdout
 
     pytest.importorskip("textual")
     # Enter shows the first service with its sockets, and the keys what other commands say

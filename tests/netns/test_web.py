@@ -133,19 +133,9 @@ def test_the_server_has_no_privileges_and_nothing_is_left(lab: Lab) -> None:
     assert again["at"] > state["at"]
     assert isinstance(again["services"][0]["past"], list)
 
-    # the port is taken, and other mistakes
-    for wrong in (
-        ["--port", web.port],
-        ["--port", "65536"],
-        ["--for", "x"],
-        ["--socket", "/gone/x"],
-        ["--socket", "/tmp"],
-        ["--socket", "/tmp/x", "--port", "0"],
-        ["--open", "--port", "0"],
-    ):
+    for wrong in (["--port", web.port], ["--socket", "/tmp"], ["--open", "--port", "0"]):
         done = lab.niso("web", *wrong, check=False)
-        assert done.returncode in (1, 2) and not done.stdout.startswith("niso"), wrong
-        assert "hint" in done.stderr and "Traceback" not in done.stderr, done.stderr
+        assert done.returncode in (1, 2) and "hint" in done.stderr, wrong
 
     # killed: the other one ends by itself
     web.kill(web.process.pid)

@@ -586,7 +586,7 @@ def test_check_prints_one_line_for_many_objects_of_a_kind() -> None:
     assert list(_lines(chains[:10], every=False)) == [one.text for one in chains[:10]]
 
 
-def test_options_that_metrics_flows_and_graphs_cannot_use(world: World) -> None:
+def test_options_that_commands_cannot_use(world: World) -> None:
     for name in ("host", "none"):
         world.activate(world.package(f"in-{name}", network={"mode": name}))
     for words in (
@@ -594,6 +594,15 @@ def test_options_that_metrics_flows_and_graphs_cannot_use(world: World) -> None:
         ("metrics", "--inetd"),
         ("metrics", "--flows", "-1"),
         ("metrics", "--inetd", "--listen", "1"),
+        ("net", "trace", "nobody", "db:80"),
+        ("net", "trace", "in-host", "db:x"),
+        ("net", "trace", "in-host", "db:80", "--for", "soon"),
+        ("top", "nobody"),
+        ("top", "-n", "0"),
+        ("web", "--port", "65536"),
+        ("web", "--for", "x"),
+        ("web", "--socket", "/gone/x"),
+        ("web", "--socket", "/tmp/x", "--port", "0"),
         ("net", "graph", "--format", "gif"),
         ("net", "graph", "-o", "/gone/x"),
         ("net", "graph", "--declared", "--since", "1h"),
