@@ -10,7 +10,7 @@ import pytest
 import snapshots
 from conftest import Lab, assert_whole
 from generations import Generations
-from services import CLIENT, HOST, address, answer, ask, pid_of, process_below
+from services import CLIENT, HOST, address, ask, pid_of
 from talkers import Conversation, Load, speaker, start
 from wire import Wire
 
@@ -85,42 +85,6 @@ def test_first_port_of_a_service_without_any_reaches_it_by_every_way(lab: Lab) -
     lab.niso("activate", "a")
     bridge = lab.ip_json("-d", "link", "show", "niso-default")[0]["linkinfo"]["info_data"]
     assert (bridge["nf_call_iptables"], bridge["nf_call_ip6tables"]) == (0, 0)
-
-
-def test_forwarded_port_lives_as_long_as_the_service_is_active(pair: Lab) -> None:
-    """Crash, restart, unchanged activate and a lost ruleset leave it; deactivate ends it."""
-    pair.niso("port-forward", "a", "127.0.0.1:9090:81")
-    wanted = rows(pair)
-    before = elements(pair)
-
-    def still() -> None:
-        assert rows(pair) == wanted
-        assert_whole(pair)
-        assert elements(pair) == before
-        assert answer(pair, "127.0.0.1", 9090).startswith("a 81 ")
-
-    pid = pid_of(pair, "a")
-    pair.run("kill", "-KILL", str(process_below(pair, pid)))
-    pair.wait_for(lambda: pid_or_none(pair, "a") not in (pid, None), 10, "started again")
-    still()
-    pair.niso("restart", "a")
-    still()
-    pair.niso("activate", "/tmp/packages/a")
-    pair.niso("activate", "a")
-    still()
-    pair.run("nft", "flush", "ruleset")
-    pair.niso("net", "repair")
-    still()
-    pair.niso("deactivate", "a")
-    assert not any(row[0] == "a" for row in rows(pair))
-    pair.niso("activate", "a")
-    assert [row[1:] for row in rows(pair) if row[0] == "a"] == [(8080, 80, "tcp")]
-    assert_whole(pair)
-
-
-def pid_or_none(lab: Lab, name: str) -> int | None:
-    found = json.loads(lab.niso("inspect", name).stdout)["pid"]
-    return None if found is None else int(found)
 
 
 # --- moving -----------------------------------------------------------------------------------------------------------

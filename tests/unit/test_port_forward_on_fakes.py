@@ -209,6 +209,11 @@ def test_forward_of_another_port_inside_lasts_over_activations(world: World) -> 
         world.package("a", network={"ports": ["8080:80", "8090:80"]}, environment={"A": "b"}),
     )
     assert sorted(shown(world)) == kept
+    world.niso("restart", "a")
+    world.kernel.ruleset, world.kernel.elements = None, {}
+    world.niso("net", "repair")
+    assert sorted(shown(world)) == kept
+    world.assert_whole()
     done = world.niso("port-forward", "a", "8080:81", "--remove").stdout
     assert done.splitlines()[1] == "a: 8080→80 published again"
     assert "unchanged" in world.niso("activate", "a").stdout
