@@ -418,7 +418,7 @@ def test_nothing_leaves_an_internal_network_when_the_rules_are_flushed(
         assert reached() == {"client", "host", "vault"}  # another filter guards web's bridge
         unfilter(lab, "niso-frontend")
         assert reached() == {"client", "web", "host", "vault"}
-        assert "load the filters of bridge niso-inner" in lab.niso("net", "repair", "-v").stderr
+        assert "change bridge niso-inner (its filters" in lab.niso("net", "repair", "-v").stderr
         lab.run("nft", "flush", "ruleset")
         assert reached() == {"host", "vault"}
     finally:
