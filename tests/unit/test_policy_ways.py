@@ -16,6 +16,7 @@ from policy_worlds import HOST, OUTSIDE, known, policy, with_policy
 
 from niso.kernel import ruleset
 from niso.look import packet_path
+from niso.look.flows import refusal
 from niso.look.packet_path import Packet
 from niso.manifest.policy import parse_entry
 from niso.plan.records import ANY, ANY4, ANY6, PortMapping
@@ -108,6 +109,16 @@ def test_service_that_is_not_active_sends_and_gets_nothing_but_its_name_holds() 
     assert ask(WORLD, "idle", "api").path.message == "idle is not active"
     named = parse_entry("idle", "key", False)
     assert matches(named, WORLD, "10.99.1.6", 80, "tcp")
+
+
+def test_a_recorded_drop_of_a_service_that_has_ended_names_what_dropped_it() -> None:
+    """And not the present state of the service: its network was internal, or a policy denied it."""
+    vault = WORLD.services["vault"]
+    ended = WORLD._replace(services={**WORLD.services, "vault": vault._replace(active=False)})
+    for world in (WORLD, ended):
+        closed = with_policy(world, "api", policy(deny_from=["0.0.0.0/0"]))
+        reason = refusal(closed, "10.99.3.3", "10.99.1.2", "tcp", 80, False)
+        assert reason is not None and "internal" in reason.message, reason
 
 
 @pytest.mark.parametrize(

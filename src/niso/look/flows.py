@@ -547,6 +547,11 @@ def refusal(
         path = decide(context, source, destination, port, proto).path
         return None if path.passes else path
     by_path = closed(context, source, destination, proto, port)
+    sender = holder_of(context, source)
+    if sender and not sender[0].active:  # but it was active when its packet was dropped
+        then = {**context.services, sender[0].name: sender[0]._replace(active=True)}
+        context = context._replace(services=then)
+        by_path = closed(context, source, destination, proto, port) or by_path
     policies = evaluate(context, source, destination, port, proto)
     denied = next((reason for reason in policies if not reason.passes), None)
     # of the rules before the policies, only those in these chains record what they drop
