@@ -15,9 +15,9 @@ LAB = "lab's own"
 """What the kernel has for what the processes of this lab did, as their cgroup tells; where there is none with memory: 0."""
 MEMORY = (*MACHINE, LAB)
 FOLDERS = ("/run/niso", "/var/lib/niso")
-OF_CACHES = ("/run/niso/skeletons/", "/var/lib/niso/contents/")
-"""Copies of files of the machine's /etc: a new one whenever somebody changes one of those. And the digests of packages: one file for each
-service, from the second activation on."""
+OF_CACHES = ("/run/niso/skeletons/", "/var/lib/niso/contents/", "/run/niso/events/log.")
+"""Copies of files of the machine's /etc: a new one whenever somebody changes one of those. The digests of packages: one file for each
+service, from the second activation on. And the older part of the event log, which exists once the log was full."""
 
 
 class Sample(NamedTuple):
