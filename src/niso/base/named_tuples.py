@@ -1,5 +1,4 @@
-"""Provide what makes niso load quickly: the parts of `typing` that it needs at run time, named
-tuples, and modules that are imported when they are first used.
+"""Provide named tuples that load quickly, and the parts of `typing` that niso needs at run time.
 
 `activate` loads 77 classes of named tuples. For each class, ``typing.NamedTuple`` compiles two
 strings of source code and every annotation, which takes 0.14 ms. Short commands need the module
